@@ -1,0 +1,21 @@
+//! The architecture's vocabulary: registers, control bits, segments, MSR numbers, events, and the whole
+//! architectural state of one logical processor. Names and layouts only; behaviour lives in the other crates.
+#![forbid(unsafe_code)]
+
+pub mod bits;
+pub mod event;
+pub mod flags;
+pub mod intercept;
+pub mod model;
+pub mod msr;
+pub mod regs;
+pub mod segment;
+pub mod state;
+
+pub use bits::{Cr0, Cr4, Dr6, Dr7, Efer, Rflags};
+pub use event::{Event, EventKind, Exception, Vector};
+pub use flags::{FlagKind, LazyFlags};
+pub use intercept::Intercept;
+pub use model::Model;
+pub use segment::{SegReg, Segment, TableReg};
+pub use state::{Activity, CpuState, F80, Msrs, Shadow, Vec512, Vendor, X87};

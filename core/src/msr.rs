@@ -1,0 +1,48 @@
+//! MSR numbers (SDM vol. 4; APM vol. 2, MSR cross-reference).
+
+pub const IA32_TSC: u32 = 0x10;
+pub const IA32_PLATFORM_ID: u32 = 0x17;
+pub const IA32_APIC_BASE: u32 = 0x1b;
+pub const IA32_FEATURE_CONTROL: u32 = 0x3a;
+pub const IA32_TSC_ADJUST: u32 = 0x3b;
+pub const IA32_SPEC_CTRL: u32 = 0x48;
+pub const IA32_PRED_CMD: u32 = 0x49;
+pub const IA32_BIOS_UPDT_TRIG: u32 = 0x79;
+pub const IA32_BIOS_SIGN_ID: u32 = 0x8b;
+pub const IA32_UMWAIT_CONTROL: u32 = 0xe1;
+pub const IA32_MTRRCAP: u32 = 0xfe;
+pub const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
+pub const IA32_FLUSH_CMD: u32 = 0x10b;
+pub const IA32_SYSENTER_CS: u32 = 0x174;
+pub const IA32_SYSENTER_ESP: u32 = 0x175;
+pub const IA32_SYSENTER_EIP: u32 = 0x176;
+pub const IA32_MCG_CAP: u32 = 0x179;
+pub const IA32_MCG_STATUS: u32 = 0x17a;
+pub const IA32_MISC_ENABLE: u32 = 0x1a0;
+pub const IA32_DEBUGCTL: u32 = 0x1d9;
+pub const IA32_MTRR_PHYSBASE0: u32 = 0x200;
+pub const IA32_MTRR_FIX64K: u32 = 0x250;
+pub const IA32_PAT: u32 = 0x277;
+pub const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
+pub const IA32_PERF_GLOBAL_CTRL: u32 = 0x38f;
+pub const IA32_VMX_BASIC: u32 = 0x480;
+pub const IA32_TSC_DEADLINE: u32 = 0x6e0;
+/// First x2APIC register; the last is 0x8ff.
+pub const X2APIC_BASE: u32 = 0x800;
+pub const IA32_BNDCFGS: u32 = 0xd90;
+pub const IA32_XSS: u32 = 0xda0;
+pub const IA32_EFER: u32 = 0xc000_0080;
+pub const IA32_STAR: u32 = 0xc000_0081;
+pub const IA32_LSTAR: u32 = 0xc000_0082;
+pub const IA32_CSTAR: u32 = 0xc000_0083;
+pub const IA32_FMASK: u32 = 0xc000_0084;
+pub const IA32_FS_BASE: u32 = 0xc000_0100;
+pub const IA32_GS_BASE: u32 = 0xc000_0101;
+pub const IA32_KERNEL_GS_BASE: u32 = 0xc000_0102;
+pub const IA32_TSC_AUX: u32 = 0xc000_0103;
+/// AMD TSC ratio.
+pub const AMD_TSC_RATIO: u32 = 0xc000_0104;
+pub const AMD_SYSCFG: u32 = 0xc001_0010;
+pub const AMD_HWCR: u32 = 0xc001_0015;
+pub const AMD_VM_CR: u32 = 0xc001_0114;
+pub const AMD_VM_HSAVE_PA: u32 = 0xc001_0117;

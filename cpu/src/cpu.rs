@@ -1,0 +1,226 @@
+//! The processor as the interpreter sees it: architectural state plus what speeds up or drives execution.
+
+use std::cell::UnsafeCell;
+use std::rc::Rc;
+
+use undervisor_core::{CpuState, Exception, Model, SegReg};
+use undervisor_mmu::{AddressSpaces, Bus, GuestMemory, NullBus, Tlb, TlbEntry};
+
+use crate::cache::{CodeCache, JumpCache};
+use crate::op::Op;
+
+/// Why an instruction did not complete. The payload is in the processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Stop {
+    /// `Cpu::exception` is to be delivered; the instruction had no effect (faults) or is complete (traps set RIP themselves).
+    Exception,
+    /// A VM exit took place: the state is already the host's. Nothing more is to be done for the instruction.
+    Exit,
+    /// Start over at the current RIP without an event (REP interruption point, a cache that had to be emptied).
+    Again,
+}
+
+/// Outcome of anything that may fault or exit.
+pub type Exec<T = ()> = Result<T, Stop>;
+
+/// What all processors of a machine share. One thread runs them in turn.
+pub struct Shared {
+    pub memory: GuestMemory,
+    code: UnsafeCell<CodeCache>,
+}
+
+impl Shared {
+    pub fn new(memory: GuestMemory) -> Rc<Shared> {
+        let code = UnsafeCell::new(CodeCache::new(memory.page_count()));
+        Rc::new(Shared { memory, code })
+    }
+
+    /// The op cache.
+    #[allow(unsafe_code, clippy::mut_from_ref)]
+    #[inline(always)]
+    pub fn code(&self) -> &mut CodeCache {
+        // SAFETY: `Shared` is neither Send nor Sync (it holds an UnsafeCell behind Rc), and no `CodeCache` method runs guest
+        // code or calls back into a processor, so no two of these borrows are in use at once.
+        unsafe { &mut *self.code.get() }
+    }
+}
+
+/// Reasons for the run loop to look before the next block. Zero on the fast path.
+pub mod attention {
+    /// An interrupt, NMI, INIT, SIPI or SMI may be deliverable: consult the APIC and the bus.
+    pub const INTERRUPT: u32 = 1 << 0;
+    /// Blocking by STI/MOV SS is in force for one instruction.
+    pub const SHADOW: u32 = 1 << 1;
+    /// RFLAGS.TF, or enabled code breakpoints, or a pending debug exception: one instruction at a time.
+    pub const DEBUG: u32 = 1 << 2;
+    /// Not in the active state (HLT, shutdown, wait-for-SIPI, MWAIT).
+    pub const INACTIVE: u32 = 1 << 3;
+    /// The machine or the user wants control.
+    pub const STOP: u32 = 1 << 4;
+    /// VMX/SVM conditions to check at the boundary (windows, timers, MTF, pending virtual interrupts).
+    pub const VIRT: u32 = 1 << 5;
+}
+
+/// Counters that `--stats` prints.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    pub tlb_misses: u64,
+    pub blocks_decoded: u64,
+    pub blocks_invalidated: u64,
+    pub block_lookups: u64,
+    pub jump_cache_misses: u64,
+    pub interrupts: u64,
+    pub exceptions: u64,
+    pub slow_loads: u64,
+    pub slow_stores: u64,
+    /// Chains ended early before a given op.
+    pub early_stops: u64,
+    pub space_flushes: u64,
+    pub vm_entries: u64,
+    pub vm_exits: u64,
+}
+
+/// A logical processor.
+#[repr(C)]
+pub struct Cpu {
+    pub state: CpuState,
+    /// Instructions that may still retire before the run loop must look, less `cache::MAX_BLOCK`; see `run`.
+    pub budget: i64,
+    /// Current space id, in the low 12 bits; see `undervisor_mmu::tlb`.
+    pub space: u64,
+    /// First entry of the TLB bank for the current privilege. Invariant: points into `tlb`.
+    pub(crate) bank: *mut TlbEntry,
+    /// What a jump-cache entry must carry to be used now: space, privilege and decode mode.
+    pub fetch_tag: u64,
+    pub(crate) jumps: JumpCache,
+    /// The exception behind `Stop::Exception`.
+    pub exception: Exception,
+    /// Op whose slow path is running: gives the exact instruction count and RIP in the middle of a block.
+    pub(crate) current: *const Op,
+    /// `attention` bits.
+    pub attention: u32,
+    /// Decode mode of the current code segment; see `decode::Mode`.
+    pub mode: crate::decode::Mode,
+    /// Bank number: 0–2 by privilege, +3 in a guest of this processor's VMX or SVM.
+    pub bank_index: usize,
+    pub tlb: Tlb,
+    pub spaces: AddressSpaces,
+    pub shared: Rc<Shared>,
+    /// Instructions retired when `budget` reads −MAX_BLOCK: `now = limit − (budget + MAX_BLOCK)`.
+    pub(crate) limit: u64,
+    /// The rest of the computer. Valid only inside `run`; a `NullBus` otherwise. Invariant: see `Cpu::bus`.
+    bus: *mut dyn Bus,
+    null_bus: Box<NullBus>,
+    /// RIP of the instruction in flight, for block-ending slow handlers, whose `state.rip()` is already the next one's.
+    pub instruction_rip: u64,
+    /// Op whose handler was replaced by `stop_before`, with the handler to put back.
+    pub(crate) patched: Option<(crate::op::OpRef, crate::op::Handler)>,
+    /// How the last chain ended.
+    pub(crate) outcome: Exec,
+    /// How many of `CodeCache::new_code_pages` this processor's TLB has heard of.
+    pub(crate) seen_code_pages: usize,
+    pub counters: Counters,
+    pub model: Rc<Model>,
+    /// APIC number, 0 = boot processor.
+    pub id: usize,
+}
+
+impl Cpu {
+    pub fn new(id: usize, shared: Rc<Shared>, model: Rc<Model>) -> Box<Cpu> {
+        let mut null_bus = Box::new(NullBus);
+        let bus: *mut dyn Bus = &mut *null_bus;
+        let mut cpu = Box::new(Cpu {
+            state: CpuState::new(),
+            budget: 0,
+            space: 1,
+            bank: std::ptr::null_mut(),
+            fetch_tag: 0,
+            jumps: JumpCache::default(),
+            exception: Exception::UD,
+            current: std::ptr::null(),
+            attention: 0,
+            mode: Default::default(),
+            bank_index: 1,
+            tlb: Tlb::default(),
+            spaces: AddressSpaces::default(),
+            shared,
+            limit: 0,
+            bus,
+            null_bus,
+            instruction_rip: 0,
+            patched: None,
+            outcome: Ok(()),
+            seen_code_pages: 0,
+            counters: Counters::default(),
+            model,
+            id,
+        });
+        cpu.mode_changed();
+        cpu
+    }
+
+    /// The rest of the computer.
+    #[allow(unsafe_code)]
+    #[inline]
+    pub fn bus(&mut self) -> &mut dyn Bus {
+        // SAFETY: `bus` points at `null_bus`, or, inside `with_bus`, at the caller's exclusive borrow.
+        unsafe { &mut *self.bus }
+    }
+
+    /// Run `f` with `bus` attached.
+    #[allow(unsafe_code)]
+    pub(crate) fn with_bus<R>(&mut self, bus: &mut dyn Bus, f: impl FnOnce(&mut Cpu) -> R) -> R {
+        // SAFETY: only the lifetime is erased; the pointer is replaced before this function returns. (A panic in `f` leaves
+        // it dangling, but the processor is then behind the unwinding `&mut` and the release profile aborts.)
+        self.bus = unsafe { std::mem::transmute::<&mut dyn Bus, &'static mut dyn Bus>(bus) };
+        let result = f(self);
+        self.bus = &mut *self.null_bus;
+        result
+    }
+
+    /// Virtual time of this processor: instructions retired before the one in flight.
+    #[allow(unsafe_code)]
+    pub fn now(&self) -> u64 {
+        let boundary = (self.limit as i64).wrapping_sub(self.budget + crate::cache::MAX_BLOCK as i64) as u64;
+        if self.current.is_null() {
+            boundary
+        } else {
+            // SAFETY: `current` is set only while its block is alive (invariant of `OpRef`).
+            boundary + unsafe { (*self.current).index as u64 }
+        }
+    }
+
+    /// Raise an exception: `return Err(cpu.raise(..))` or `cpu.fault(..)?`.
+    #[cold]
+    #[inline(never)]
+    pub fn raise(&mut self, exception: Exception) -> Stop {
+        self.exception = exception;
+        Stop::Exception
+    }
+    #[cold]
+    pub fn ud(&mut self) -> Stop {
+        self.raise(Exception::UD)
+    }
+    /// #GP(code).
+    #[cold]
+    pub fn gp(&mut self, code: u32) -> Stop {
+        self.raise(Exception::with_code(undervisor_core::Vector::GP, code))
+    }
+    /// #SS(0) for the stack segment, #GP(0) for any other.
+    #[cold]
+    pub fn segment_fault(&mut self, seg: SegReg) -> Stop {
+        self.raise(if seg == SegReg::Ss { Exception::SS0 } else { Exception::GP0 })
+    }
+
+    /// Ask the run loop to look at `bits` (of [`attention`]) before the next block.
+    #[inline]
+    pub fn attend(&mut self, bits: u32) {
+        self.attention |= bits;
+        // Make the running block the chain's last.
+        if self.budget > 0 {
+            self.limit -= self.budget as u64;
+            self.budget = 0;
+        }
+    }
+}

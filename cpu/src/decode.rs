@@ -1,0 +1,233 @@
+//! Guest bytes to blocks of ops.
+
+use std::cell::Cell;
+
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
+use undervisor_core::{Cr0, Cr4, SegReg, Vendor, regs};
+
+use crate::cache::{Block, MAX_BLOCK, Slow};
+use crate::cpu::{Cpu, Exec};
+use crate::exec::{self, Row};
+use crate::hot;
+use crate::model::ModelExt;
+use crate::op::Op;
+
+/// What decoding depends on besides the bytes. Part of the op cache's key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Mode(pub u16);
+
+impl Mode {
+    /// Bits 1:0: code size 16, 32, 64 as 0, 1, 2.
+    const SIZE: u16 = 3;
+    /// Stack size is 32 (legacy modes).
+    pub const STACK32: u16 = 1 << 2;
+    /// Legacy modes: CS, SS, DS and ES are flat, so that no segment check is needed. Set in 64-bit mode.
+    pub const FLAT: u16 = 1 << 3;
+    /// CS limit is 4 GiB − 1 and base 0 (or 64-bit mode): blocks may link and use the jump cache.
+    pub const FLAT_CS: u16 = 1 << 4;
+    /// x87 and MMX neither #NM nor #UD (CR0.EM = TS = 0).
+    pub const X87: u16 = 1 << 5;
+    /// SSE neither #NM nor #UD.
+    pub const SSE: u16 = 1 << 6;
+    /// AVX neither #NM nor #UD.
+    pub const AVX: u16 = 1 << 7;
+    /// Not 64-bit, but protected and not virtual-8086.
+    pub const PROTECTED: u16 = 1 << 8;
+
+    /// The mode that `cpu`'s state asks for.
+    pub fn of(cpu: &Cpu) -> Mode {
+        let s = &cpu.state;
+        let mut m = 0;
+        if s.mode64() {
+            m |= 2 | Self::FLAT | Self::FLAT_CS;
+        } else {
+            let cs = s.segment(SegReg::Cs);
+            m |= u16::from(cs.big());
+            if s.segment(SegReg::Ss).big() {
+                m |= Self::STACK32;
+            }
+            if cs.base == 0 && cs.limit == u32::MAX {
+                m |= Self::FLAT_CS;
+            }
+            if m & Self::FLAT_CS != 0
+                && [SegReg::Ss, SegReg::Ds, SegReg::Es].iter().all(|&r| s.segment(r).flat())
+                && cs.readable()
+            {
+                m |= Self::FLAT;
+            }
+            if s.protected() && !s.virtual_8086() {
+                m |= Self::PROTECTED;
+            }
+        }
+        if !s.cr0.intersects(Cr0::EM | Cr0::TS) {
+            m |= Self::X87;
+            if s.cr4.contains(Cr4::OSFXSR) {
+                m |= Self::SSE;
+            }
+        }
+        if !s.cr0.contains(Cr0::TS) && s.cr4.contains(Cr4::OSXSAVE) && s.xcr0 & 6 == 6 && m & (Self::PROTECTED | 2) != 0 {
+            m |= Self::AVX;
+        }
+        Mode(m)
+    }
+
+    /// 16, 32 or 64.
+    #[inline]
+    pub fn bits(self) -> u32 {
+        16 << (self.0 & Self::SIZE)
+    }
+    #[inline]
+    pub fn is64(self) -> bool {
+        self.0 & Self::SIZE == 2
+    }
+    #[inline]
+    pub fn has(self, bit: u16) -> bool {
+        self.0 & bit != 0
+    }
+}
+
+impl Op {
+    /// An op with no operands.
+    pub fn new(handler: crate::op::Handler) -> Op {
+        Op {
+            handler: Cell::new(handler),
+            a: regs::ZERO,
+            b: regs::ZERO,
+            c: regs::ZERO,
+            d: regs::ZERO,
+            scale: 0,
+            seg: regs::ZERO,
+            index: 0,
+            length: 0,
+            offset: 0,
+            extra: 0,
+            disp: 0,
+            imm: Cell::new(0),
+        }
+    }
+}
+
+/// Ops and slow rows of a block being built.
+pub struct Builder {
+    pub mode: Mode,
+    pub ops: Vec<Op>,
+    pub slow: Vec<Slow>,
+    /// (op, slow) pairs to be connected when the slow rows have their final address.
+    fixups: Vec<(usize, usize)>,
+}
+
+impl Builder {
+    /// Append `op` for an instruction, giving it its place and length.
+    pub fn push(&mut self, mut op: Op, insn: &Instruction, index: usize) {
+        op.index = index as u8;
+        op.length = insn.len() as u8;
+        op.offset = insn.ip() as u16;
+        self.ops.push(op);
+    }
+
+    /// Append the general form of an instruction.
+    pub fn push_slow(&mut self, row: Row, insn: &Instruction, index: usize) {
+        self.fixups.push((self.ops.len(), self.slow.len()));
+        self.slow.push(Slow { function: row.function, instruction: *insn });
+        self.push(Op::new(if row.ends { hot::slow_end } else { hot::slow }), insn, index);
+    }
+}
+
+impl Cpu {
+    fn decoder_options(&self) -> u32 {
+        match self.model().vendor {
+            Vendor::Amd => DecoderOptions::AMD,
+            Vendor::Intel => DecoderOptions::NONE,
+        }
+    }
+
+    /// Decode a block at the current RIP from guest-physical `physical`, of at most `most` instructions.
+    /// Faults (in fetching an instruction that crosses a page) belong to the block's first instruction.
+    pub fn decode(&mut self, physical: u64, most: usize) -> Exec<Block> {
+        let mode = self.mode;
+        let mut page = [0u8; 4096 + 15];
+        let offset = (physical & 0xfff) as usize;
+        let mut room = 4096 - offset;
+        self.fetch_bytes(physical, &mut page[..room]);
+        let cs_room = self.code_room(self.state.rip());
+        let limited = cs_room < room as u64 + 15;
+        room = room.min(usize::try_from(cs_room).unwrap_or(usize::MAX));
+        let mut second_page = None;
+        let mut b = Builder { mode, ops: Vec::with_capacity(24), slow: Vec::new(), fixups: Vec::new() };
+        let mut at = 0;
+        let mut count = 0;
+        let mut ended = false;
+        let mut insns: Vec<Instruction> = Vec::with_capacity(24);
+        while count < most.min(MAX_BLOCK) {
+            let mut decoder = Decoder::with_ip(mode.bits(), &page[at..room], at as u64, self.decoder_options());
+            let mut insn = decoder.decode();
+            if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes && room - at < 15 {
+                if count > 0 {
+                    break;
+                }
+                if limited && room as u64 == cs_room {
+                    // The instruction runs past the code segment's limit.
+                    return Err(self.gp(0));
+                }
+                let next = self.state.rip().wrapping_add(room as u64);
+                let second = self.translate_fetch(self.linear_ip(next))?;
+                second_page = Some(second & !0xfff);
+                let more = 15.min((cs_room - room as u64) as usize);
+                self.fetch_bytes(second, &mut page[room..room + more]);
+                decoder = Decoder::with_ip(mode.bits(), &page[..room + more], 0, self.decoder_options());
+                insn = decoder.decode();
+                if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes && more < 15 {
+                    return Err(self.gp(0));
+                }
+            }
+            let length = insn.len();
+            ended = self.plan(&mut b, &insn, count);
+            insns.push(insn);
+            at += length;
+            count += 1;
+            if ended || second_page.is_some() || at >= room {
+                break;
+            }
+        }
+        if second_page.is_some() && at <= room {
+            // The second page was looked at in vain (an invalid encoding): forget it.
+            second_page = None;
+        }
+        if !ended {
+            let mut op = Op::new(hot::fall_through);
+            op.index = (count - 1) as u8;
+            op.offset = at as u16;
+            op.disp = at as i32;
+            b.ops.push(op);
+        }
+        hot::optimise(&mut b, &insns);
+        self.counters.blocks_decoded += 1;
+        let slow = b.slow.into_boxed_slice();
+        let ops = b.ops.into_boxed_slice();
+        for (op, row) in b.fixups {
+            ops[op].imm.set(std::ptr::from_ref(&slow[row]) as usize as u64);
+        }
+        Ok(Block { ops, slow, physical, bytes: at as u32, second_page, count: count as u32 })
+    }
+
+    /// Append `insn`; returns whether it ends the block.
+    fn plan(&mut self, b: &mut Builder, insn: &Instruction, index: usize) -> bool {
+        if insn.is_invalid() {
+            // 15 bytes and still not whole: #GP, else #UD.
+            let row = if insn.len() >= 15 { Row::ends(exec::too_long) } else { Row::ends(exec::undefined) };
+            b.push_slow(row, insn, index);
+            return true;
+        }
+        if !self.model().allows(insn) {
+            b.push_slow(Row::ends(exec::undefined), insn, index);
+            return true;
+        }
+        if let Some(ended) = hot::translate(b, insn, index) {
+            return ended;
+        }
+        let row = exec::lookup(insn).unwrap_or(Row::ends(exec::undefined));
+        let ends = row.ends || insn.flow_control() != FlowControl::Next;
+        b.push_slow(Row { ends, ..row }, insn, index);
+        ends
+    }
+}

@@ -1,0 +1,204 @@
+//! Fast handlers: the glue of blocks (this file) and twins of the commonest instructions, specialised by operand shape and size.
+//!
+//! A handler must leave architectural state untouched until nothing in it can miss or fault any more.
+
+use iced_x86::Instruction;
+
+use crate::access::{Fast, Slow, Way};
+use crate::cache;
+use crate::cpu::{Cpu, Exec, Stop};
+use crate::decode::{Builder, Mode};
+use crate::dispatch::{go, next};
+use crate::op::{Flow, Op, OpRef};
+use undervisor_core::regs::RIP;
+
+/// Semantics of a hot op, written once for both ways to memory. It must not change state before its last access.
+pub trait Hot {
+    fn run<W: Way>(cpu: &mut Cpu, op: OpRef) -> Result<(), W::Miss>;
+}
+
+/// Handler of a hot op that goes on to the next.
+pub fn hot<H: Hot>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    match H::run::<Fast>(cpu, op) {
+        Ok(()) => next(cpu, op),
+        Err(()) => hot_slow::<H>(cpu, op),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn hot_slow<H: Hot>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    cpu.current = &*op;
+    match H::run::<Slow>(cpu, op) {
+        Ok(()) => {
+            cpu.current = std::ptr::null();
+            next(cpu, op)
+        }
+        Err(stop) => abandon(cpu, op, stop),
+    }
+}
+
+/// The instruction of `op` did not complete: leave the chain as if it had not begun.
+#[cold]
+#[inline(never)]
+pub fn abandon(cpu: &mut Cpu, op: OpRef, stop: Stop) -> Flow {
+    cpu.outcome = Err(stop);
+    retire_before(cpu, op);
+    if stop != Stop::Exit {
+        cpu.state.regs[RIP as usize] = wrap(cpu.mode, cpu.state.rip().wrapping_add(op.offset as u64));
+    }
+    None
+}
+
+/// Count the instructions before `op`; `now` is exact afterwards.
+#[inline(always)]
+fn retire_before(cpu: &mut Cpu, op: OpRef) {
+    cpu.budget -= op.index as i64;
+    cpu.current = std::ptr::null();
+}
+
+/// An offset in CS, truncated to the code size.
+#[inline(always)]
+pub fn wrap(mode: Mode, rip: u64) -> u64 {
+    match mode.bits() {
+        16 => rip & 0xffff,
+        32 => rip & 0xffff_ffff,
+        _ => rip,
+    }
+}
+
+/// Leave the chain before `op`, which is to be looked up (or decoded) again.
+fn leave(cpu: &mut Cpu, op: OpRef) -> Flow {
+    retire_before(cpu, op);
+    cpu.state.regs[RIP as usize] = wrap(cpu.mode, cpu.state.rip().wrapping_add(op.offset as u64));
+    None
+}
+
+/// Handler of every op of an invalidated block.
+pub fn stale(cpu: &mut Cpu, op: OpRef) -> Flow {
+    leave(cpu, op)
+}
+
+/// Handler that `Cpu::stop_before` puts in place. Must not be the same code as [`stale`]: the linker may merge the two.
+pub fn stop_here(cpu: &mut Cpu, op: OpRef) -> Flow {
+    cpu.counters.early_stops += 1;
+    leave(cpu, op)
+}
+
+/// End of a block that did not end in a branch: go on at the next byte.
+pub fn fall_through(cpu: &mut Cpu, op: OpRef) -> Flow {
+    branch(cpu, op)
+}
+
+/// Take the direct branch of `op`: `disp` is the target's distance from the block's start, `imm` the link.
+#[inline(always)]
+pub fn branch(cpu: &mut Cpu, op: OpRef) -> Flow {
+    let rip = cpu.state.rip().wrapping_add(op.disp as i64 as u64);
+    cpu.state.regs[RIP as usize] = if cpu.mode.is64() { rip } else { wrap(cpu.mode, rip) };
+    cpu.budget -= op.index as i64 + 1;
+    if cpu.budget < 0 {
+        return None;
+    }
+    if let Some(target) = OpRef::from_link(op.imm.get()) {
+        return go(cpu, target);
+    }
+    link(cpu, op)
+}
+
+/// A direct branch without a link: find the target and link to it if it lies in the same page.
+#[cold]
+#[inline(never)]
+fn link(cpu: &mut Cpu, op: OpRef) -> Flow {
+    let rip = cpu.state.rip();
+    match cpu.jumps.find(rip, cpu.fetch_tag) {
+        Some(target) => {
+            let start = rip.wrapping_sub(op.disp as i64 as u64);
+            if start >> 12 == rip >> 12 && !cpu.is_stale(op) && !cpu.is_stale(target) {
+                op.imm.set(target.to_bits());
+            }
+            go(cpu, target)
+        }
+        None => None,
+    }
+}
+
+/// Go to the block at RIP, which was just set by an indirect branch; `op` is the branch.
+#[inline(always)]
+pub fn branch_indirect(cpu: &mut Cpu, op: OpRef) -> Flow {
+    cpu.budget -= op.index as i64 + 1;
+    if cpu.budget < 0 {
+        return None;
+    }
+    match cpu.jumps.find(cpu.state.rip(), cpu.fetch_tag) {
+        Some(target) => go(cpu, target),
+        None => None,
+    }
+}
+
+impl Cpu {
+    /// Whether `op` belongs to an invalidated block.
+    pub fn is_stale(&self, op: OpRef) -> bool {
+        op.handler.get() as usize == stale as *const () as usize
+    }
+}
+
+/// The row behind a slow op.
+#[allow(unsafe_code)]
+#[inline(always)]
+fn row<'a>(op: OpRef) -> &'a cache::Slow {
+    // SAFETY: `imm` of an op with handler `slow` or `slow_end` points into its block's `slow` array (`Cpu::decode`), which
+    // lives as long as the op.
+    unsafe { &*(op.imm.get() as usize as *const cache::Slow) }
+}
+
+/// General-form instruction in the middle of a block.
+pub fn slow(cpu: &mut Cpu, op: OpRef) -> Flow {
+    match run_slow(cpu, op) {
+        Ok(()) => next(cpu, op),
+        Err(stop) => abandon(cpu, op, stop),
+    }
+}
+
+#[inline(never)]
+fn run_slow(cpu: &mut Cpu, op: OpRef) -> Exec {
+    let row = row(op);
+    cpu.current = &*op;
+    cpu.instruction_rip = wrap(cpu.mode, cpu.state.rip().wrapping_add(op.offset as u64));
+    let result = (row.function)(cpu, &row.instruction);
+    cpu.current = std::ptr::null();
+    result
+}
+
+/// General-form instruction that ends its block; leaves the chain.
+pub fn slow_end(cpu: &mut Cpu, op: OpRef) -> Flow {
+    let row = row(op);
+    cpu.current = &*op;
+    let rip = wrap(cpu.mode, cpu.state.rip().wrapping_add(op.offset as u64));
+    cpu.instruction_rip = rip;
+    cpu.state.regs[RIP as usize] = wrap(cpu.mode, rip.wrapping_add(op.length as u64));
+    let result = (row.function)(cpu, &row.instruction);
+    retire_before(cpu, op);
+    match result {
+        Ok(()) => cpu.budget -= 1,
+        Err(stop) => {
+            cpu.outcome = Err(stop);
+            if stop != Stop::Exit {
+                cpu.state.regs[RIP as usize] = rip;
+            }
+        }
+    }
+    None
+}
+
+/// Append hot ops for `insn` if it has a fast form. Returns whether the block ends with it.
+pub fn translate(b: &mut Builder, insn: &Instruction, index: usize) -> Option<bool> {
+    let _ = (b, insn, index);
+    None
+}
+
+/// Peephole work on a whole block: flags that no one looks at, fusion.
+pub fn optimise(b: &mut Builder, insns: &[Instruction]) {
+    let _ = (b, insns);
+}
+
+const _: fn(&Op) = |_| ();

@@ -1,0 +1,22 @@
+//! A logical processor: decode → op cache → execution; memory access, events, system instructions, and the seam
+//! to VMX and SVM.
+//!
+//! The way of an instruction: guest bytes → [`decode`] → [`op::Op`]s in a block of the [`cache::CodeCache`] → handler after
+//! handler (see [`dispatch`]) → block end → the next block, or back to [`run`].
+#![deny(unsafe_op_in_unsafe_fn)]
+
+pub mod dispatch;
+
+pub mod access;
+pub mod cache;
+pub mod cpu;
+pub mod decode;
+pub mod exec;
+pub mod hot;
+pub mod model;
+pub mod op;
+pub mod operand;
+pub mod paging;
+pub mod run;
+
+pub use cpu::{Cpu, Exec, Shared, Stop};

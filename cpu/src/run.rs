@@ -1,0 +1,197 @@
+//! The run loop: from block to block, and everything that happens between instructions.
+
+use undervisor_mmu::Bus;
+
+use crate::cache::MAX_BLOCK;
+use crate::cpu::{Cpu, Exec, Stop, attention};
+use crate::dispatch;
+use crate::op::OpRef;
+
+/// Why `run` returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunExit {
+    /// The instruction limit was reached.
+    Limit,
+    /// Halted (HLT, MWAIT, wait-for-SIPI): nothing to do until an event.
+    Idle,
+    /// Shutdown (triple fault).
+    Shutdown,
+    /// Someone asked with `attention::STOP`.
+    Stopped,
+}
+
+impl Cpu {
+    /// Run until `limit` instructions have retired in all since reset, or there is something else to tell.
+    /// Interrupts and timers are looked at first, and again whenever `attention` asks.
+    pub fn run(&mut self, bus: &mut dyn Bus, limit: u64) -> RunExit {
+        self.with_bus(bus, |cpu| cpu.run_until(limit))
+    }
+
+    fn run_until(&mut self, limit: u64) -> RunExit {
+        self.sync_code();
+        self.set_limit(limit);
+        loop {
+            let now = self.now();
+            if now >= limit {
+                return RunExit::Limit;
+            }
+            self.set_limit(limit);
+            let mut most = (limit - now).min(MAX_BLOCK as u64) as usize;
+            if self.attention != 0 {
+                match self.attend_now() {
+                    Boundary::Go => {}
+                    Boundary::Step => most = 1,
+                    Boundary::Leave(exit) => return exit,
+                }
+            }
+            let step = most == 1;
+            let result = self.step_block(most);
+            self.current = std::ptr::null();
+            if let Err(Stop::Exception) = result {
+                self.deliver_pending();
+            }
+            self.restore_patched();
+            if step {
+                self.after_step();
+            }
+            self.shared.code().collect();
+            self.sync_code();
+        }
+    }
+
+    /// Set the instruction count at which chains must have ended, keeping the current time.
+    pub(crate) fn set_limit(&mut self, limit: u64) {
+        let now = self.now();
+        self.limit = limit;
+        self.budget = limit.saturating_sub(now) as i64 - MAX_BLOCK as i64;
+    }
+
+    /// Find or decode the block at RIP and run from it: a chain if the budget allows, else that block alone.
+    fn step_block(&mut self, most: usize) -> Exec {
+        let rip = self.state.rip();
+        if most == MAX_BLOCK
+            && let Some(op) = self.jumps.find(rip, self.fetch_tag)
+        {
+            return self.chain(op);
+        }
+        self.counters.jump_cache_misses += 1;
+        if self.code_room(rip) == 0 || (self.mode.is64() && !self.canonical(rip)) {
+            return Err(self.gp(0));
+        }
+        let linear = self.linear_ip(rip);
+        let physical = self.translate_fetch(linear)?;
+        let index = self.shared.memory.page_index(physical);
+        if let Some(index) = index {
+            let shared = self.shared.clone();
+            let found = shared.code().find(index, (physical & 0xfff) as u16, self.mode);
+            let usable = match found {
+                Some(block) => self.usable(block, rip)?,
+                None => false,
+            };
+            let block = if usable {
+                found
+            } else if most == MAX_BLOCK {
+                let block = self.decode(physical, MAX_BLOCK)?;
+                let second = block.second_page.and_then(|p| self.shared.memory.page_index(p));
+                if block.second_page.is_some() && second.is_none() {
+                    // Runs into MMIO space: use it once.
+                    return self.chain_once(block);
+                }
+                let block = shared.code().insert(index, second, self.mode, block);
+                self.sync_code();
+                Some(block)
+            } else {
+                None
+            };
+            if let Some(block) = block
+                && block.count as usize <= most
+            {
+                let op = block.entry();
+                if block.second_page.is_none() && self.mode.has(crate::decode::Mode::FLAT_CS) && most == MAX_BLOCK {
+                    self.jumps.insert(rip, self.fetch_tag, op);
+                }
+                return self.chain(op);
+            }
+        }
+        let block = self.decode(physical, most)?;
+        self.chain_once(block)
+    }
+
+    /// Whether a cached block may be entered at `rip`: it must lie below the segment limit, and an instruction that crosses
+    /// pages must still continue on the same physical page.
+    fn usable(&mut self, block: &crate::cache::Block, rip: u64) -> Exec<bool> {
+        if self.code_room(rip) < block.bytes as u64 {
+            return Ok(false);
+        }
+        let Some(second) = block.second_page else {
+            return Ok(true);
+        };
+        let next = self.linear_ip((rip | 0xfff).wrapping_add(1));
+        let next = if self.mode.is64() { (rip | 0xfff).wrapping_add(1) } else { next };
+        Ok(self.translate_fetch(next)? & !0xfff == second)
+    }
+
+    fn chain_once(&mut self, block: crate::cache::Block) -> Exec {
+        let result = self.chain(block.entry());
+        self.restore_patched();
+        self.current = std::ptr::null();
+        result
+    }
+
+    fn chain(&mut self, op: OpRef) -> Exec {
+        self.outcome = Ok(());
+        dispatch::enter(self, op);
+        self.outcome
+    }
+
+    /// Catch up with what other processors or this one did to the op cache.
+    fn sync_code(&mut self) {
+        let shared = self.shared.clone();
+        let code = shared.code();
+        while self.seen_code_pages < code.new_code_pages.len() {
+            self.tlb.forbid_writes(code.new_code_pages[self.seen_code_pages]);
+            self.seen_code_pages += 1;
+        }
+        if self.jumps.generation != code.generation {
+            self.jumps.clear();
+            self.jumps.generation = code.generation;
+        }
+    }
+
+    /// Stop the chain before `op` (which follows the op in flight): its handler is replaced until the chain has ended.
+    pub fn stop_before(&mut self, op: OpRef) {
+        if self.patched.is_none() {
+            self.patched = Some((op, op.handler.replace(crate::hot::stop_here)));
+        }
+    }
+
+    fn restore_patched(&mut self) {
+        if let Some((op, handler)) = self.patched.take()
+            && op.handler.get() as usize == crate::hot::stop_here as *const () as usize
+        {
+            op.handler.set(handler);
+        }
+    }
+
+    /// Look at everything that `attention` may stand for, in priority order.
+    fn attend_now(&mut self) -> Boundary {
+        if self.attention & attention::STOP != 0 {
+            self.attention &= !attention::STOP;
+            return Boundary::Leave(RunExit::Stopped);
+        }
+        Boundary::Go
+    }
+
+    fn after_step(&mut self) {}
+
+    fn deliver_pending(&mut self) {}
+}
+
+/// What the boundary check decided.
+#[allow(dead_code)]
+enum Boundary {
+    Go,
+    /// Run one instruction, then look again.
+    Step,
+    Leave(RunExit),
+}
