@@ -74,7 +74,7 @@ impl GuestMemory {
     /// RAM of `ram_size` bytes: `low_limit` bytes at most from 0, the rest from 4 GiB. `roms`: (guest-physical start,
     /// contents), padded to whole pages; a ROM hides RAM below it.
     pub fn new(ram_size: u64, low_limit: u64, roms: &[(u64, &[u8])]) -> Result<GuestMemory, MemoryError> {
-        if ram_size == 0 || ram_size % PAGE_SIZE != 0 {
+        if ram_size == 0 || !ram_size.is_multiple_of(PAGE_SIZE) {
             return Err(MemoryError::BadSize(ram_size));
         }
         let rom_pages = |len: usize| (len as u64).div_ceil(PAGE_SIZE) * PAGE_SIZE;
