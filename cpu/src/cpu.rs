@@ -65,6 +65,8 @@ pub mod attention {
 /// Counters that `--stats` prints.
 #[derive(Clone, Debug, Default)]
 pub struct Counters {
+    /// Virtual time that passed without this processor (halted, or another one's turn).
+    pub waited: u64,
     pub tlb_misses: u64,
     pub blocks_decoded: u64,
     pub blocks_invalidated: u64,
@@ -211,6 +213,38 @@ impl Cpu {
     #[cold]
     pub fn segment_fault(&mut self, seg: SegReg) -> Stop {
         self.raise(if seg == SegReg::Ss { Exception::SS0 } else { Exception::GP0 })
+    }
+
+    /// Pass on what an access asked of this processor: call after every access to the bus, once its result is in hand.
+    #[inline]
+    pub fn bus_accessed(&mut self) {
+        let wish = self.bus().take_wish();
+        let mut bits = 0;
+        if wish.interrupt {
+            bits |= attention::INTERRUPT;
+        }
+        if wish.leave {
+            bits |= attention::STOP;
+        }
+        if bits != 0 {
+            self.attend(bits);
+        }
+    }
+
+    /// Let virtual time pass without this processor retiring anything: it was halted, or another one had its turn. Only
+    /// between runs. Does nothing if `now` is not in the future.
+    pub fn advance_to(&mut self, now: u64) {
+        let before = self.now();
+        if now > before {
+            self.counters.waited += now - before;
+            self.limit = now;
+            self.budget = -(crate::cache::MAX_BLOCK as i64);
+        }
+    }
+
+    /// Instructions this processor has retired.
+    pub fn retired(&self) -> u64 {
+        self.now() - self.counters.waited
     }
 
     /// Ask the run loop to look at `bits` (of [`attention`]) before the next block.

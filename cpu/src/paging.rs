@@ -102,12 +102,15 @@ impl Cpu {
     /// Read guest-physical memory that is not RAM, 1, 2, 4 or 8 bytes, naturally aligned.
     pub fn physical_read(&mut self, physical: u64, size: usize) -> Exec<u64> {
         let now = self.now();
-        Ok(self.bus().mmio_read(now, physical, size))
+        let value = self.bus().mmio_read(now, physical, size);
+        self.bus_accessed();
+        Ok(value)
     }
     /// Write guest-physical memory that is not RAM.
     pub fn physical_write(&mut self, physical: u64, size: usize, value: u64) -> Exec {
         let now = self.now();
         self.bus().mmio_write(now, physical, size, value);
+        self.bus_accessed();
         Ok(())
     }
 

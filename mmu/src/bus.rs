@@ -1,5 +1,14 @@
 //! What a processor sees beyond RAM.
 
+/// What a bus access asks of the processor that made it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// An interrupt may have become deliverable: look before the next block.
+    pub interrupt: bool,
+    /// Leave the run loop after the running block: a device's deadline moved, another processor has a message, power is off.
+    pub leave: bool,
+}
+
 /// Memory-mapped and port I/O of a computer. Sizes are 1, 2, 4 or 8 bytes (ports: 1, 2, 4); values are zero-extended.
 /// `now` is the processor's virtual time at the access, in retired instructions (see the machine's clock).
 pub trait Bus {
@@ -17,6 +26,8 @@ pub trait Bus {
     fn send_ipi(&mut self, from: usize, icr: u64);
     /// EOI broadcast for a level-triggered vector.
     fn eoi(&mut self, vector: u8);
+    /// What accesses since the last call ask of the processor; the processor asks after each access it makes.
+    fn take_wish(&mut self) -> Wish;
 }
 
 /// Nothing attached; for tests.
@@ -40,4 +51,7 @@ impl Bus for NullBus {
     }
     fn send_ipi(&mut self, _: usize, _: u64) {}
     fn eoi(&mut self, _: u8) {}
+    fn take_wish(&mut self) -> Wish {
+        Wish::default()
+    }
 }

@@ -4,7 +4,7 @@ pub mod bus;
 pub mod memory;
 pub mod tlb;
 
-pub use bus::{Bus, NullBus};
+pub use bus::{Bus, NullBus, Wish};
 pub use memory::{GuestMemory, MemoryError, Word};
 pub use tlb::{AddressSpaces, Bank, SpaceKey, Tlb, TlbEntry};
 
