@@ -39,13 +39,13 @@ impl Cpu {
     }
 
     #[inline(always)]
-    fn hot_read(&self, linear: u64, size: usize) -> Option<*const u8> {
+    pub(crate) fn hot_read(&self, linear: u64, size: usize) -> Option<*const u8> {
         let e = self.hot_entry(linear);
         (e.read == Tlb::tag(linear, size, self.space)).then(|| linear.wrapping_add(e.addend) as usize as *const u8)
     }
 
     #[inline(always)]
-    fn hot_write(&self, linear: u64, size: usize) -> Option<*mut u8> {
+    pub(crate) fn hot_write(&self, linear: u64, size: usize) -> Option<*mut u8> {
         let e = self.hot_entry(linear);
         (e.write == Tlb::tag(linear, size, self.space)).then(|| linear.wrapping_add(e.addend) as usize as *mut u8)
     }
@@ -107,7 +107,7 @@ impl Way for Slow {
 }
 
 /// A page of the guest, as an access reached it.
-enum Reached {
+pub(crate) enum Reached {
     /// Host address of the first byte.
     Ram(*mut u8),
     /// Guest-physical address of the first byte: MMIO or ROM being written.
@@ -206,7 +206,7 @@ impl Cpu {
         if self.mode.is64() || self.state.long_mode() { next } else { next & 0xffff_ffff }
     }
 
-    fn reach(&mut self, linear: u64, access: Access) -> Exec<Reached> {
+    pub(crate) fn reach(&mut self, linear: u64, access: Access) -> Exec<Reached> {
         let physical = self.translate(linear, access)?;
         Ok(match self.shared.memory.page(physical) {
             Some(page) if (page.writable || !access.write) && !self.watched_physical(physical) => {

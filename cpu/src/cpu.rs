@@ -123,6 +123,8 @@ pub struct Cpu {
     /// How many of `CodeCache::new_code_pages` this processor's TLB has heard of.
     pub(crate) seen_code_pages: usize,
     pub counters: Counters,
+    /// State of the generator behind RDRAND and RDSEED.
+    pub random: u64,
     pub model: Rc<Model>,
     /// APIC number, 0 = boot processor.
     pub id: usize,
@@ -134,7 +136,8 @@ impl Cpu {
         let bus: *mut dyn Bus = &mut *null_bus;
         let mut cpu = Box::new(Cpu {
             state: CpuState::new(),
-            budget: 0,
+            // Time 0: see `limit`.
+            budget: -(crate::cache::MAX_BLOCK as i64),
             space: 1,
             bank: std::ptr::null_mut(),
             fetch_tag: 0,
@@ -155,6 +158,7 @@ impl Cpu {
             outcome: Ok(()),
             seen_code_pages: 0,
             counters: Counters::default(),
+            random: id as u64,
             model,
             id,
         });

@@ -8,6 +8,7 @@
 pub mod dispatch;
 
 pub mod access;
+mod bulk;
 pub mod cache;
 pub mod cpu;
 pub mod decode;
@@ -18,5 +19,8 @@ pub mod op;
 pub mod operand;
 pub mod paging;
 pub mod run;
+#[cfg(test)]
+mod testing;
+pub mod virt;
 
 pub use cpu::{Cpu, Exec, Shared, Stop};

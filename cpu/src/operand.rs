@@ -41,6 +41,19 @@ pub fn segment_of(register: Register) -> Option<SegReg> {
     })
 }
 
+/// Where the result of a read-modify-write instruction goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Register(Register),
+    /// Known to be writable: storing cannot fault any more.
+    Memory {
+        linear: u64,
+        size: usize,
+    },
+    /// The result is not kept.
+    Nowhere,
+}
+
 impl Cpu {
     /// Value of a general register, zero-extended.
     pub fn gpr(&self, register: Register) -> u64 {
@@ -139,6 +152,38 @@ impl Cpu {
         let size = insn.memory_size().size();
         let linear = self.effective_linear(insn, size, true)?;
         self.write_sized(linear, size, value)
+    }
+
+    /// Read `size` bytes that are about to be written: faults as a write does.
+    pub fn read_sized_to_modify(&mut self, linear: u64, size: usize) -> Exec<u64> {
+        Ok(match size {
+            1 => self.read_linear_to_modify::<u8>(linear)? as u64,
+            2 => self.read_linear_to_modify::<u16>(linear)? as u64,
+            4 => self.read_linear_to_modify::<u32>(linear)? as u64,
+            _ => self.read_linear_to_modify::<u64>(linear)?,
+        })
+    }
+
+    /// Operand `n`, a general register or memory, to be replaced with [`Cpu::put`].
+    pub fn modify(&mut self, insn: &Instruction, n: u32) -> Exec<(Place, u64)> {
+        if insn.op_kind(n) == OpKind::Register {
+            let register = insn.op_register(n);
+            return Ok((Place::Register(register), self.gpr(register)));
+        }
+        let size = insn.memory_size().size();
+        let linear = self.effective_linear(insn, size, true)?;
+        let value = self.read_sized_to_modify(linear, size)?;
+        Ok((Place::Memory { linear, size }, value))
+    }
+
+    /// Store the result of a read-modify-write instruction.
+    pub fn put(&mut self, place: Place, value: u64) -> Exec {
+        match place {
+            Place::Register(register) => self.set_gpr(register, value),
+            Place::Memory { linear, size } => self.write_sized(linear, size, value)?,
+            Place::Nowhere => {}
+        }
+        Ok(())
     }
 
     /// Bytes of the stack pointer: 2, 4 or 8.

@@ -9,7 +9,22 @@
 //! - A row must end its block if it can change RIP, CPL, a segment register, a control register, paging, interruptibility, RFLAGS
 //!   bits other than the status flags, DF and AC, or the time at which the processor must next look at its surroundings.
 
-use iced_x86::Instruction;
+pub mod arith;
+pub mod bcd;
+pub mod bits;
+pub mod branch;
+pub mod flags;
+pub mod int_math;
+pub mod misc;
+pub mod port;
+pub mod shift;
+pub mod stack;
+pub mod string;
+#[cfg(test)]
+mod tests;
+pub mod transfer;
+
+use iced_x86::{Instruction, OpKind};
 
 use crate::cache::SlowFn;
 use crate::cpu::{Cpu, Exec};
@@ -33,8 +48,28 @@ impl Row {
 
 /// The row of an instruction, or `None`: #UD.
 pub fn lookup(insn: &Instruction) -> Option<Row> {
-    let _ = insn;
-    None
+    const GROUPS: &[fn(&Instruction) -> Option<Row>] = &[
+        transfer::lookup,
+        arith::lookup,
+        branch::lookup,
+        stack::lookup,
+        shift::lookup,
+        bits::lookup,
+        string::lookup,
+        port::lookup,
+        flags::lookup,
+        misc::lookup,
+        bcd::lookup,
+    ];
+    GROUPS.iter().find_map(|group| group(insn))
+}
+
+/// Bytes of operand `n`, a register or memory.
+pub fn operand_size(insn: &Instruction, n: u32) -> usize {
+    match insn.op_kind(n) {
+        OpKind::Register => insn.op_register(n).size(),
+        _ => insn.memory_size().size(),
+    }
 }
 
 /// #UD.
