@@ -13,6 +13,7 @@ pub mod cache;
 pub mod cpu;
 pub mod decode;
 pub mod exec;
+pub mod float;
 pub mod hot;
 pub mod model;
 pub mod op;
