@@ -16,6 +16,8 @@ use crate::paging::Access;
 /// How a handler reaches memory.
 pub trait Way {
     type Miss;
+    /// Give up: the instruction is to be executed in its general form.
+    fn general(cpu: &mut Cpu) -> Self::Miss;
     fn read<T: Word>(cpu: &mut Cpu, linear: u64) -> Result<T, Self::Miss>;
     fn write<T: Word>(cpu: &mut Cpu, linear: u64, value: T) -> Result<(), Self::Miss>;
     /// Read for a later [`Way::write`] to the same place: faults as a write.
@@ -54,6 +56,8 @@ impl Cpu {
 impl Way for Fast {
     type Miss = ();
     #[inline(always)]
+    fn general(_: &mut Cpu) {}
+    #[inline(always)]
     fn read<T: Word>(cpu: &mut Cpu, linear: u64) -> Result<T, ()> {
         // SAFETY: a matching tag means `linear .. + SIZE` lies within one page of guest RAM mapped at `addend`.
         cpu.hot_read(linear, T::SIZE).map(|p| unsafe { p.cast::<T>().read_unaligned() }).ok_or(())
@@ -82,6 +86,11 @@ impl Way for Fast {
 
 impl Way for Slow {
     type Miss = Stop;
+    #[cold]
+    fn general(cpu: &mut Cpu) -> Stop {
+        cpu.general_once = true;
+        Stop::Again
+    }
     fn read<T: Word>(cpu: &mut Cpu, linear: u64) -> Exec<T> {
         cpu.read_linear(linear)
     }

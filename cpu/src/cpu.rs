@@ -118,6 +118,8 @@ pub struct Cpu {
     pub instruction_rip: u64,
     /// Op whose handler was replaced by `stop_before`, with the handler to put back.
     pub(crate) patched: Option<(crate::op::OpRef, crate::op::Handler)>,
+    /// Execute the next instruction in its general form; see `access::Way::general`.
+    pub(crate) general_once: bool,
     /// How the last chain ended.
     pub(crate) outcome: Exec,
     /// How many of `CodeCache::new_code_pages` this processor's TLB has heard of.
@@ -155,6 +157,7 @@ impl Cpu {
             null_bus,
             instruction_rip: 0,
             patched: None,
+            general_once: false,
             outcome: Ok(()),
             seen_code_pages: 0,
             counters: Counters::default(),

@@ -2,13 +2,13 @@
 
 use std::cell::Cell;
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
-use undervisor_core::{Cr0, Cr4, SegReg, Vendor, regs};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use undervisor_core::{Cr0, Cr4, Rflags, SegReg, Vendor, regs};
 
 use crate::cache::{Block, MAX_BLOCK, Slow};
 use crate::cpu::{Cpu, Exec};
 use crate::exec::{self, Row};
-use crate::hot;
+use crate::hot::{self, translate::Context};
 use crate::model::ModelExt;
 use crate::op::Op;
 
@@ -144,6 +144,7 @@ impl Cpu {
     /// Decode a block at the current RIP from guest-physical `physical`, of at most `most` instructions.
     /// Faults (in fetching an instruction that crosses a page) belong to the block's first instruction.
     pub fn decode(&mut self, physical: u64, most: usize) -> Exec<Block> {
+        let general = std::mem::take(&mut self.general_once);
         let mode = self.mode;
         let mut page = [0u8; 4096 + 15];
         let offset = (physical & 0xfff) as usize;
@@ -155,14 +156,12 @@ impl Cpu {
         let mut second_page = None;
         let mut b = Builder { mode, ops: Vec::with_capacity(24), slow: Vec::new(), fixups: Vec::new() };
         let mut at = 0;
-        let mut count = 0;
-        let mut ended = false;
         let mut insns: Vec<Instruction> = Vec::with_capacity(24);
-        while count < most.min(MAX_BLOCK) {
+        while insns.len() < most.min(MAX_BLOCK) {
             let mut decoder = Decoder::with_ip(mode.bits(), &page[at..room], at as u64, self.decoder_options());
             let mut insn = decoder.decode();
             if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes && room - at < 15 {
-                if count > 0 {
+                if !insns.is_empty() {
                     break;
                 }
                 if limited && room as u64 == cs_room {
@@ -180,14 +179,18 @@ impl Cpu {
                     return Err(self.gp(0));
                 }
             }
-            let length = insn.len();
-            ended = self.plan(&mut b, &insn, count);
+            at += insn.len();
             insns.push(insn);
-            at += length;
-            count += 1;
-            if ended || second_page.is_some() || at >= room {
+            if second_page.is_some() || at >= room || self.ends_block(&insn) {
                 break;
             }
+        }
+        let count = insns.len();
+        let live = live_flags(&insns);
+        let mut ended = false;
+        for (index, insn) in insns.iter().enumerate() {
+            let cx = Context { live: live[index], next: insns.get(index + 1) };
+            ended = self.plan(&mut b, insn, index, general, &cx);
         }
         if second_page.is_some() && at <= room {
             // The second page was looked at in vain (an invalid encoding): forget it.
@@ -200,7 +203,6 @@ impl Cpu {
             op.disp = at as i32;
             b.ops.push(op);
         }
-        hot::optimise(&mut b, &insns);
         self.counters.blocks_decoded += 1;
         let slow = b.slow.into_boxed_slice();
         let ops = b.ops.into_boxed_slice();
@@ -210,8 +212,18 @@ impl Cpu {
         Ok(Block { ops, slow, physical, bytes: at as u32, second_page, count: count as u32 })
     }
 
-    /// Append `insn`; returns whether it ends the block.
-    fn plan(&mut self, b: &mut Builder, insn: &Instruction, index: usize) -> bool {
+    /// Whether nothing may follow `insn` in its block.
+    fn ends_block(&self, insn: &Instruction) -> bool {
+        insn.is_invalid()
+            || match insn.flow_control() {
+                FlowControl::Next => exec::lookup(insn).is_none_or(|row| row.ends),
+                FlowControl::ConditionalBranch => !insn.is_jcc_short_or_near(),
+                _ => true,
+            }
+    }
+
+    /// Append `insn`; returns whether it ends the block. `general`: no hot forms.
+    fn plan(&mut self, b: &mut Builder, insn: &Instruction, index: usize, general: bool, cx: &Context) -> bool {
         if insn.is_invalid() {
             // 15 bytes and still not whole: #GP, else #UD.
             let row = if insn.len() >= 15 { Row::ends(exec::too_long) } else { Row::ends(exec::undefined) };
@@ -222,7 +234,7 @@ impl Cpu {
             b.push_slow(Row::ends(exec::undefined), insn, index);
             return true;
         }
-        if let Some(ended) = hot::translate(b, insn, index) {
+        if !general && let Some(ended) = hot::translate(b, insn, index, cx) {
             return ended;
         }
         let row = exec::lookup(insn).unwrap_or(Row::ends(exec::undefined));
@@ -230,4 +242,48 @@ impl Cpu {
         b.push_slow(Row { ends, ..row }, insn, index);
         ends
     }
+}
+
+/// For each instruction, the status flags that someone may look at after it: a later instruction, or a handler of a fault, exit
+/// or interrupt at a later point where one can happen. At the block's end: all.
+fn live_flags(insns: &[Instruction]) -> Vec<u64> {
+    const ALL: u64 = Rflags::STATUS.bits();
+    let mut live = ALL;
+    let mut out = vec![ALL; insns.len()];
+    for (i, insn) in insns.iter().enumerate().rev() {
+        out[i] = live;
+        let touches_memory = (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Memory) && insn.mnemonic() != Mnemonic::Lea;
+        let silent = !touches_memory
+            && insn.flow_control() == FlowControl::Next
+            && insn.stack_pointer_increment() == 0
+            && !insn.is_privileged()
+            && is_silent(insn.mnemonic());
+        live = if silent { (live & !status(insn.rflags_modified())) | status(insn.rflags_read()) } else { ALL };
+        // A shift by CL may leave the flags as they were.
+        if silent && matches!(insn.op1_kind(), OpKind::Register) && insn.op1_register() == Register::CL {
+            live |= status(insn.rflags_modified()) & out[i];
+        }
+    }
+    out
+}
+
+/// Register-only instructions that can neither fault nor exit.
+fn is_silent(m: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
+        m,
+        Add | Or | Adc | Sbb | And | Sub | Xor | Cmp | Test | Inc | Dec | Neg | Not | Mov | Movzx | Movsx | Movsxd | Lea | Shl | Shr
+            | Sar | Sal | Rol | Ror | Shld | Shrd | Imul | Mul | Bswap | Bt | Bts | Btr | Btc | Cbw | Cwde | Cdqe | Cwd | Cdq | Cqo | Nop
+            | Cmove | Cmovne | Cmova | Cmovae | Cmovb | Cmovbe | Cmovl | Cmovle | Cmovg | Cmovge | Cmovs | Cmovns | Sete | Setne | Seta
+            | Setae | Setb | Setbe | Setl | Setle | Setg | Setge | Sets | Setns
+    )
+}
+
+/// iced's flag names to RFLAGS bits.
+fn status(bits: u32) -> u64 {
+    use iced_x86::RflagsBits as B;
+    [(B::CF, Rflags::CF), (B::PF, Rflags::PF), (B::AF, Rflags::AF), (B::ZF, Rflags::ZF), (B::SF, Rflags::SF), (B::OF, Rflags::OF)]
+        .iter()
+        .filter(|(b, _)| bits & b != 0)
+        .fold(0, |acc, (_, f)| acc | f.bits())
 }

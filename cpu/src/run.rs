@@ -44,6 +44,9 @@ impl Cpu {
                     Boundary::Leave(exit) => return exit,
                 }
             }
+            if self.general_once {
+                most = 1;
+            }
             let step = most == 1;
             let result = self.step_block(most);
             self.current = std::ptr::null();

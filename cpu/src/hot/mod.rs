@@ -1,15 +1,24 @@
 //! Fast handlers: the glue of blocks (this file) and twins of the commonest instructions, specialised by operand shape and size.
 //!
-//! A handler must leave architectural state untouched until nothing in it can miss or fault any more.
+//! A handler must leave architectural state untouched until nothing in it can miss or fault any more. What is too rare to be worth a fast
+//! form, faults above all, it leaves to the general form (`Way::general`).
 
-use iced_x86::Instruction;
+pub mod alu;
+pub mod arith;
+pub mod branch;
+pub mod moves;
+pub mod operand;
+pub mod shift;
+pub mod translate;
+
+pub use translate::translate;
 
 use crate::access::{Fast, Slow, Way};
 use crate::cache;
 use crate::cpu::{Cpu, Exec, Stop};
-use crate::decode::{Builder, Mode};
+use crate::decode::Mode;
 use crate::dispatch::{go, next};
-use crate::op::{Flow, Op, OpRef};
+use crate::op::{Flow, OpRef};
 use undervisor_core::regs::RIP;
 
 /// Semantics of a hot op, written once for both ways to memory. It must not change state before its last access.
@@ -87,14 +96,15 @@ pub fn stop_here(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 /// End of a block that did not end in a branch: go on at the next byte.
 pub fn fall_through(cpu: &mut Cpu, op: OpRef) -> Flow {
-    branch(cpu, op)
+    if cpu.mode.is64() { branch::<true>(cpu, op) } else { branch::<false>(cpu, op) }
 }
 
-/// Take the direct branch of `op`: `disp` is the target's distance from the block's start, `imm` the link.
+/// Take the direct branch of `op`: `disp` is the target's distance from the block's start, `imm` the link, `index` counts the
+/// instructions before the branch. `L`: 64-bit mode.
 #[inline(always)]
-pub fn branch(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub fn branch<const L: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let rip = cpu.state.rip().wrapping_add(op.disp as i64 as u64);
-    cpu.state.regs[RIP as usize] = if cpu.mode.is64() { rip } else { wrap(cpu.mode, rip) };
+    cpu.state.regs[RIP as usize] = if L { rip } else { wrap(cpu.mode, rip) };
     cpu.budget -= op.index as i64 + 1;
     if cpu.budget < 0 {
         return None;
@@ -118,7 +128,10 @@ fn link(cpu: &mut Cpu, op: OpRef) -> Flow {
             }
             go(cpu, target)
         }
-        None => None,
+        None => {
+            // Let the run loop find the block, and then link to it.
+            None
+        }
     }
 }
 
@@ -190,15 +203,3 @@ pub fn slow_end(cpu: &mut Cpu, op: OpRef) -> Flow {
     None
 }
 
-/// Append hot ops for `insn` if it has a fast form. Returns whether the block ends with it.
-pub fn translate(b: &mut Builder, insn: &Instruction, index: usize) -> Option<bool> {
-    let _ = (b, insn, index);
-    None
-}
-
-/// Peephole work on a whole block: flags that no one looks at, fusion.
-pub fn optimise(b: &mut Builder, insns: &[Instruction]) {
-    let _ = (b, insns);
-}
-
-const _: fn(&Op) = |_| ();

@@ -1,0 +1,235 @@
+//! Operands of hot ops: registers, immediates, and memory in three address forms.
+
+use undervisor_core::FlagKind;
+use undervisor_mmu::Word;
+
+use crate::access::Way;
+use crate::cpu::Cpu;
+use crate::op::OpRef;
+
+/// An operand size, with the architecture's rule for writing part of a register.
+pub trait Int: Word {
+    const BITS: u32;
+    const LOG2: u8;
+    const MASK: u64;
+    /// Write to a register: 32-bit results clear the high half, 8- and 16-bit results keep the rest.
+    fn put(register: &mut u64, value: u64);
+    /// Sign-extend to 64 bits.
+    fn sign_extend(value: u64) -> u64;
+}
+
+macro_rules! int {
+    ($t:ty, $s:ty, $log2:expr, |$r:ident, $v:ident| $put:expr) => {
+        impl Int for $t {
+            const BITS: u32 = <$t>::BITS;
+            const LOG2: u8 = $log2;
+            const MASK: u64 = <$t>::MAX as u64;
+            #[inline(always)]
+            fn put($r: &mut u64, $v: u64) {
+                *$r = $put;
+            }
+            #[inline(always)]
+            fn sign_extend(value: u64) -> u64 {
+                value as $s as i64 as u64
+            }
+        }
+    };
+}
+int!(u8, i8, 0, |r, v| *r & !0xff | v & 0xff);
+int!(u16, i16, 1, |r, v| *r & !0xffff | v & 0xffff);
+int!(u32, i32, 2, |r, v| v & 0xffff_ffff);
+int!(u64, i64, 3, |r, v| v);
+
+/// Address forms of memory operands.
+pub mod form {
+    /// Base + displacement, 64-bit, segment base 0.
+    pub const BASE: u8 = 0;
+    /// Base + index × scale + displacement + segment base, 64-bit.
+    pub const FULL: u8 = 1;
+    /// As FULL with a 32-bit offset (address-size prefix, or flat 32-bit code).
+    pub const OFFSET32: u8 = 2;
+}
+
+/// Linear address of the memory operand of `op` in form `A`.
+#[inline(always)]
+pub fn address<const A: u8>(cpu: &Cpu, op: OpRef) -> u64 {
+    let r = &cpu.state.regs;
+    let disp = op.disp as i64 as u64;
+    match A {
+        form::BASE => r[op.b as usize].wrapping_add(disp),
+        form::FULL => r[op.b as usize]
+            .wrapping_add(r[op.c as usize] << (op.scale & 3))
+            .wrapping_add(disp)
+            .wrapping_add(r[op.seg as usize]),
+        _ => offset32(cpu, op).wrapping_add(r[op.seg as usize]),
+    }
+}
+
+/// Offset of the memory operand, without the segment base (LEA).
+#[inline(always)]
+pub fn offset<const A: u8>(cpu: &Cpu, op: OpRef) -> u64 {
+    let r = &cpu.state.regs;
+    match A {
+        form::BASE => r[op.b as usize].wrapping_add(op.disp as i64 as u64),
+        form::FULL => {
+            r[op.b as usize].wrapping_add(r[op.c as usize] << (op.scale & 3)).wrapping_add(op.disp as i64 as u64)
+        }
+        _ => offset32(cpu, op),
+    }
+}
+
+#[inline(always)]
+fn offset32(cpu: &Cpu, op: OpRef) -> u64 {
+    let r = &cpu.state.regs;
+    r[op.b as usize].wrapping_add(r[op.c as usize] << (op.scale & 3)).wrapping_add(op.disp as i64 as u64) & 0xffff_ffff
+}
+
+/// Where a value comes from.
+pub trait Source {
+    fn get<T: Int, W: Way>(cpu: &mut Cpu, op: OpRef) -> Result<u64, W::Miss>;
+}
+
+/// Where a value goes.
+pub trait Place: Source {
+    /// Whether the place is memory: its flags are then always kept, since the store may end the chain.
+    const MEMORY: bool;
+    /// Read before a write.
+    fn get_to_modify<T: Int, W: Way>(cpu: &mut Cpu, op: OpRef) -> Result<u64, W::Miss>;
+    fn put<T: Int, W: Way>(cpu: &mut Cpu, op: OpRef, value: u64) -> Result<(), W::Miss>;
+}
+
+/// Register `op.a`.
+pub struct RegA;
+/// Register `op.b`.
+pub struct RegB;
+/// `op.imm`.
+pub struct Imm;
+/// The memory operand.
+pub struct Mem<const A: u8>;
+
+impl Source for RegA {
+    #[inline(always)]
+    fn get<T: Int, W: Way>(cpu: &mut Cpu, op: OpRef) -> Result<u64, W::Miss> {
+        Ok(cpu.state.regs[op.a as usize] & T::MASK)
+    }
+}
+impl Source for RegB {
+    #[inline(always)]
+    fn get<T: Int, W: Way>(cpu: &mut Cpu, op: OpRef) -> Result<u64, W::Miss> {
+        Ok(cpu.state.regs[op.b as usize] & T::MASK)
+    }
+}
+impl Source for Imm {
+    #[inline(always)]
+    fn get<T: Int, W: Way>(_: &mut Cpu, op: OpRef) -> Result<u64, W::Miss> {
+        Ok(op.imm.get() & T::MASK)
+    }
+}
+impl<const A: u8> Source for Mem<A> {
+    #[inline(always)]
+    fn get<T: Int, W: Way>(cpu: &mut Cpu, op: OpRef) -> Result<u64, W::Miss> {
+        let linear = address::<A>(cpu, op);
+        Ok(W::read::<T>(cpu, linear)?.to_u64())
+    }
+}
+impl Place for RegA {
+    const MEMORY: bool = false;
+    #[inline(always)]
+    fn get_to_modify<T: Int, W: Way>(cpu: &mut Cpu, op: OpRef) -> Result<u64, W::Miss> {
+        Ok(cpu.state.regs[op.a as usize] & T::MASK)
+    }
+    #[inline(always)]
+    fn put<T: Int, W: Way>(cpu: &mut Cpu, op: OpRef, value: u64) -> Result<(), W::Miss> {
+        T::put(&mut cpu.state.regs[op.a as usize], value);
+        Ok(())
+    }
+}
+impl<const A: u8> Place for Mem<A> {
+    const MEMORY: bool = true;
+    #[inline(always)]
+    fn get_to_modify<T: Int, W: Way>(cpu: &mut Cpu, op: OpRef) -> Result<u64, W::Miss> {
+        let linear = address::<A>(cpu, op);
+        Ok(W::read_to_modify::<T>(cpu, linear)?.to_u64())
+    }
+    #[inline(always)]
+    fn put<T: Int, W: Way>(cpu: &mut Cpu, op: OpRef, value: u64) -> Result<(), W::Miss> {
+        let linear = address::<A>(cpu, op);
+        W::write::<T>(cpu, linear, T::from_u64(value))
+    }
+}
+
+/// Leave `kind`'s operands for whoever wants the flags.
+#[inline(always)]
+pub fn keep_flags<T: Int>(cpu: &mut Cpu, kind: u8, a: u64, res: u64) {
+    let lazy = &mut cpu.state.lazy;
+    lazy.res = res;
+    lazy.a = a;
+    lazy.kind = kind | T::LOG2;
+    debug_assert!(kind != FlagKind::EXPLICIT);
+}
+
+/// CF of the lazy flags.
+#[inline]
+pub fn carry(cpu: &Cpu) -> u64 {
+    let lazy = &cpu.state.lazy;
+    match lazy.kind & !3 {
+        FlagKind::SUB => {
+            // a < b, where b = a - res in the operand's width.
+            let shift = 64 - (8u32 << (lazy.kind & 3));
+            let (a, r) = (lazy.a << shift, lazy.res << shift);
+            u64::from(a < a.wrapping_sub(r))
+        }
+        FlagKind::ADD => u64::from(lazy.res < lazy.a),
+        FlagKind::LOGIC => 0,
+        FlagKind::INC | FlagKind::DEC => lazy.carry as u64,
+        _ => cpu.state.rflags() & 1,
+    }
+}
+
+/// Condition `CC` (the low four bits of Jcc's opcode) on the lazy flags.
+#[inline(always)]
+pub fn condition<const CC: u8>(cpu: &Cpu) -> bool {
+    let lazy = &cpu.state.lazy;
+    let explicit = lazy.kind & !3 == FlagKind::EXPLICIT;
+    let positive = match CC >> 1 {
+        1 => carry(cpu) != 0,
+        2 if !explicit => lazy.res == 0,
+        3 if !explicit => lazy.res == 0 || carry(cpu) != 0,
+        4 if !explicit => lazy.res >> ((8u32 << (lazy.kind & 3)) - 1) & 1 != 0,
+        6 if lazy.kind & !3 == FlagKind::SUB => {
+            let (a, b) = signed_operands(cpu);
+            a < b
+        }
+        7 if lazy.kind & !3 == FlagKind::SUB => {
+            let (a, b) = signed_operands(cpu);
+            a <= b
+        }
+        _ => general_condition(cpu, CC),
+    };
+    positive != (CC & 1 != 0)
+}
+
+#[inline(always)]
+fn signed_operands(cpu: &Cpu) -> (i64, i64) {
+    let lazy = &cpu.state.lazy;
+    let shift = 64 - (8u32 << (lazy.kind & 3));
+    let (a, r) = (lazy.a << shift, lazy.res << shift);
+    (a as i64, a.wrapping_sub(r) as i64)
+}
+
+/// The positive sense of condition `cc` (its low bit ignored), from RFLAGS.
+#[inline(never)]
+pub fn general_condition(cpu: &Cpu, cc: u8) -> bool {
+    let f = cpu.state.rflags();
+    let bit = |n: u32| f >> n & 1 != 0;
+    match cc >> 1 & 7 {
+        0 => bit(11),
+        1 => bit(0),
+        2 => bit(6),
+        3 => bit(0) || bit(6),
+        4 => bit(7),
+        5 => bit(2),
+        6 => bit(7) != bit(11),
+        _ => bit(6) || bit(7) != bit(11),
+    }
+}
