@@ -225,6 +225,12 @@ impl CpuState {
         }
     }
 
+    /// The stored RFLAGS, whose status bits mean something only while `lazy.kind` is EXPLICIT.
+    #[inline(always)]
+    pub fn explicit_flags(&self) -> u64 {
+        self.rflags
+    }
+
     /// Replace all of RFLAGS (bit 1 is forced to one, bits that do not exist to zero).
     #[inline]
     pub fn set_rflags(&mut self, value: u64) {

@@ -197,7 +197,7 @@ impl Cpu {
             second_page = None;
         }
         if !ended {
-            let mut op = Op::new(hot::fall_through);
+            let mut op = Op::new(if mode.is64() { hot::branch::jmp::<true> } else { hot::branch::jmp::<false> });
             op.index = (count - 1) as u8;
             op.offset = at as u16;
             op.disp = at as i32;
@@ -252,7 +252,8 @@ fn live_flags(insns: &[Instruction]) -> Vec<u64> {
     let mut out = vec![ALL; insns.len()];
     for (i, insn) in insns.iter().enumerate().rev() {
         out[i] = live;
-        let touches_memory = (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Memory) && insn.mnemonic() != Mnemonic::Lea;
+        let touches_memory =
+            (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Memory) && insn.mnemonic() != Mnemonic::Lea;
         let silent = !touches_memory
             && insn.flow_control() == FlowControl::Next
             && insn.stack_pointer_increment() == 0
@@ -272,18 +273,84 @@ fn is_silent(m: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         m,
-        Add | Or | Adc | Sbb | And | Sub | Xor | Cmp | Test | Inc | Dec | Neg | Not | Mov | Movzx | Movsx | Movsxd | Lea | Shl | Shr
-            | Sar | Sal | Rol | Ror | Shld | Shrd | Imul | Mul | Bswap | Bt | Bts | Btr | Btc | Cbw | Cwde | Cdqe | Cwd | Cdq | Cqo | Nop
-            | Cmove | Cmovne | Cmova | Cmovae | Cmovb | Cmovbe | Cmovl | Cmovle | Cmovg | Cmovge | Cmovs | Cmovns | Sete | Setne | Seta
-            | Setae | Setb | Setbe | Setl | Setle | Setg | Setge | Sets | Setns
+        Add | Or
+            | Adc
+            | Sbb
+            | And
+            | Sub
+            | Xor
+            | Cmp
+            | Test
+            | Inc
+            | Dec
+            | Neg
+            | Not
+            | Mov
+            | Movzx
+            | Movsx
+            | Movsxd
+            | Lea
+            | Shl
+            | Shr
+            | Sar
+            | Sal
+            | Rol
+            | Ror
+            | Shld
+            | Shrd
+            | Imul
+            | Mul
+            | Bswap
+            | Bt
+            | Bts
+            | Btr
+            | Btc
+            | Cbw
+            | Cwde
+            | Cdqe
+            | Cwd
+            | Cdq
+            | Cqo
+            | Nop
+            | Cmove
+            | Cmovne
+            | Cmova
+            | Cmovae
+            | Cmovb
+            | Cmovbe
+            | Cmovl
+            | Cmovle
+            | Cmovg
+            | Cmovge
+            | Cmovs
+            | Cmovns
+            | Sete
+            | Setne
+            | Seta
+            | Setae
+            | Setb
+            | Setbe
+            | Setl
+            | Setle
+            | Setg
+            | Setge
+            | Sets
+            | Setns
     )
 }
 
 /// iced's flag names to RFLAGS bits.
 fn status(bits: u32) -> u64 {
     use iced_x86::RflagsBits as B;
-    [(B::CF, Rflags::CF), (B::PF, Rflags::PF), (B::AF, Rflags::AF), (B::ZF, Rflags::ZF), (B::SF, Rflags::SF), (B::OF, Rflags::OF)]
-        .iter()
-        .filter(|(b, _)| bits & b != 0)
-        .fold(0, |acc, (_, f)| acc | f.bits())
+    [
+        (B::CF, Rflags::CF),
+        (B::PF, Rflags::PF),
+        (B::AF, Rflags::AF),
+        (B::ZF, Rflags::ZF),
+        (B::SF, Rflags::SF),
+        (B::OF, Rflags::OF),
+    ]
+    .iter()
+    .filter(|(b, _)| bits & b != 0)
+    .fold(0, |acc, (_, f)| acc | f.bits())
 }

@@ -84,7 +84,7 @@ impl Cpu {
         let linear = self.linear_ip(rip);
         let physical = self.translate_fetch(linear)?;
         let index = self.shared.memory.page_index(physical);
-        if let Some(index) = index {
+        if let Some(index) = index.filter(|_| !self.general_once) {
             let shared = self.shared.clone();
             let found = shared.code().find(index, (physical & 0xfff) as u16, self.mode);
             let usable = match found {

@@ -66,19 +66,31 @@ impl<O: Alu, T: Int, D: Place, S: Source, const F: bool> Hot for AluOp<O, T, D, 
     }
 }
 
-/// INC (`D` false) or DEC. `F`: keep flags, CF as it was.
-pub struct IncDec<T, P, const DEC: bool, const F: bool>(PhantomData<(T, P)>);
+/// How INC and DEC treat the flags.
+pub mod keep {
+    /// No one looks.
+    pub const NONE: u8 = 0;
+    /// CF is dead, the others live.
+    pub const ALL_BUT_CARRY: u8 = 1;
+    /// CF stays as it was.
+    pub const ALL: u8 = 2;
+}
 
-impl<T: Int, P: Place, const DEC: bool, const F: bool> Hot for IncDec<T, P, DEC, F> {
+/// INC, or DEC; `K` is of [`keep`].
+pub struct IncDec<T, P, const DEC: bool, const K: u8>(PhantomData<(T, P)>);
+
+impl<T: Int, P: Place, const DEC: bool, const K: u8> Hot for IncDec<T, P, DEC, K> {
     #[inline(always)]
     fn run<W: Way>(cpu: &mut Cpu, op: OpRef) -> Result<(), W::Miss> {
         let a = P::get_to_modify::<T, W>(cpu, op)?;
         let r = if DEC { a.wrapping_sub(1) } else { a.wrapping_add(1) } & T::MASK;
-        let c = if F { carry(cpu) } else { 0 };
         P::put::<T, W>(cpu, op, r)?;
-        if F {
+        if K == keep::ALL {
+            let c = carry(cpu);
             keep_flags::<T>(cpu, if DEC { FlagKind::DEC } else { FlagKind::INC }, a, r);
             cpu.state.lazy.carry = c as u8;
+        } else if K == keep::ALL_BUT_CARRY {
+            keep_flags::<T>(cpu, if DEC { FlagKind::SUB } else { FlagKind::ADD }, a, r);
         }
         Ok(())
     }

@@ -94,11 +94,6 @@ pub fn stop_here(cpu: &mut Cpu, op: OpRef) -> Flow {
     leave(cpu, op)
 }
 
-/// End of a block that did not end in a branch: go on at the next byte.
-pub fn fall_through(cpu: &mut Cpu, op: OpRef) -> Flow {
-    if cpu.mode.is64() { branch::<true>(cpu, op) } else { branch::<false>(cpu, op) }
-}
-
 /// Take the direct branch of `op`: `disp` is the target's distance from the block's start, `imm` the link, `index` counts the
 /// instructions before the branch. `L`: 64-bit mode.
 #[inline(always)]
@@ -202,4 +197,3 @@ pub fn slow_end(cpu: &mut Cpu, op: OpRef) -> Flow {
     }
     None
 }
-

@@ -71,9 +71,7 @@ pub fn offset<const A: u8>(cpu: &Cpu, op: OpRef) -> u64 {
     let r = &cpu.state.regs;
     match A {
         form::BASE => r[op.b as usize].wrapping_add(op.disp as i64 as u64),
-        form::FULL => {
-            r[op.b as usize].wrapping_add(r[op.c as usize] << (op.scale & 3)).wrapping_add(op.disp as i64 as u64)
-        }
+        form::FULL => r[op.b as usize].wrapping_add(r[op.c as usize] << (op.scale & 3)).wrapping_add(op.disp as i64 as u64),
         _ => offset32(cpu, op),
     }
 }
@@ -169,20 +167,24 @@ pub fn keep_flags<T: Int>(cpu: &mut Cpu, kind: u8, a: u64, res: u64) {
 }
 
 /// CF of the lazy flags.
-#[inline]
+#[inline(always)]
 pub fn carry(cpu: &Cpu) -> u64 {
     let lazy = &cpu.state.lazy;
+    let c = lazy.carry as u64;
     match lazy.kind & !3 {
-        FlagKind::SUB => {
-            // a < b, where b = a - res in the operand's width.
+        FlagKind::EXPLICIT => cpu.state.explicit_flags() & 1,
+        FlagKind::LOGIC => 0,
+        FlagKind::INC | FlagKind::DEC => c,
+        FlagKind::ADD => u64::from(lazy.res < lazy.a),
+        FlagKind::ADC => u64::from(lazy.res < lazy.a || (c != 0 && lazy.res == lazy.a)),
+        kind => {
+            // SUB, SBB: a < b + borrow in, where b = a - res - borrow in, in the operand's width.
+            let borrow = if kind == FlagKind::SBB { c } else { 0 };
             let shift = 64 - (8u32 << (lazy.kind & 3));
             let (a, r) = (lazy.a << shift, lazy.res << shift);
-            u64::from(a < a.wrapping_sub(r))
+            let b = a.wrapping_sub(r).wrapping_sub(borrow << shift);
+            u64::from(a < b || (borrow != 0 && a == b))
         }
-        FlagKind::ADD => u64::from(lazy.res < lazy.a),
-        FlagKind::LOGIC => 0,
-        FlagKind::INC | FlagKind::DEC => lazy.carry as u64,
-        _ => cpu.state.rflags() & 1,
     }
 }
 

@@ -70,7 +70,9 @@ fn shift_flags<T: Int, const K: u8>(cpu: &mut Cpu, a: u64, r: u64, n: u32) {
             let cf = if n <= bits { a >> (bits - n) & 1 } else { 0 };
             (cf, cf ^ top(r))
         }
-        kind::SHR => (if n <= bits { a >> (n - 1) & 1 } else { 0 }, if n == 1 { top(a) } else { top(r) ^ (r >> (bits - 2) & 1) }),
+        kind::SHR => {
+            (if n <= bits { a >> (n - 1) & 1 } else { 0 }, if n == 1 { top(a) } else { top(r) ^ (r >> (bits - 2) & 1) })
+        }
         kind::SAR => ((T::sign_extend(a) as i64 >> (n - 1).min(63)) as u64 & 1, 0),
         kind::ROL => (r & 1, (r & 1) ^ top(r)),
         _ => (top(r), top(r) ^ (r >> (bits - 2) & 1)),

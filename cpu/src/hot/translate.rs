@@ -3,13 +3,15 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use undervisor_core::regs;
 
-use super::alu::{Adc, Add, Alu, AluOp, And, Cmp, IncDec, Neg, Not, Or, Sbb, Sub, Test, Xor};
-use super::arith::{Bit, Bmi, Bswap, Cmpxchg, Count, Div, ExtendAccumulator, Imul, Mul, Mulx, SignToRdx, Xadd, bit, bmi, count};
+use super::alu::{Adc, Add, Alu, AluOp, And, Cmp, IncDec, Neg, Not, Or, Sbb, Sub, Test, Xor, keep};
+use super::arith::{
+    Bit, Bmi, Bswap, Cmpxchg, Count, Div, ExtendAccumulator, Imul, Mul, Mulx, SignToRdx, Xadd, bit, bmi, count,
+};
 use super::branch::{self, CallIndirect, CompareBranch, ComputeBranch, JmpIndirect, Ret, indirect};
 use super::moves::{Cmov, Extend, ExtendHigh, Lea, Leave, Mov, Pop, Push, Set, Xchg};
 use super::operand::{Imm, Mem, RegA, RegB, form};
 use super::shift::{Cl, DoubleShift, RorX, Shift, ShiftX, kind};
-use super::{fall_through, hot};
+use super::{hot, stale};
 use crate::decode::{Builder, Mode};
 use crate::op::{Handler, Op};
 use crate::operand::{Gpr, segment_of};
@@ -184,7 +186,9 @@ fn shape(op: &mut Op, insn: &Instruction, n: u32, mode: Mode) -> Option<Shape> {
     Some(match insn.op_kind(n) {
         OpKind::Register => Shape::Reg(slot(insn.op_register(n))?),
         OpKind::Memory => Shape::Mem(memory(op, insn, mode)?),
-        OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 | OpKind::FarBranch16 | OpKind::FarBranch32 => return None,
+        OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 | OpKind::FarBranch16 | OpKind::FarBranch32 => {
+            return None;
+        }
         OpKind::Immediate8
         | OpKind::Immediate16
         | OpKind::Immediate32
@@ -220,7 +224,7 @@ pub fn translate(b: &mut Builder, insn: &Instruction, index: usize, cx: &Context
         }
         _ => {}
     }
-    let mut op = Op::new(fall_through);
+    let mut op = Op::new(stale);
     let handler = plain(&mut op, insn, mode, cx)?;
     op.handler.set(handler);
     b.push(op, insn, index);
@@ -231,7 +235,7 @@ pub fn translate(b: &mut Builder, insn: &Instruction, index: usize, cx: &Context
 fn control(b: &mut Builder, insn: &Instruction, index: usize) -> Option<bool> {
     let mode = b.mode;
     let long = mode.is64();
-    let mut op = Op::new(fall_through);
+    let mut op = Op::new(stale);
     let direct = match insn.op0_kind() {
         OpKind::NearBranch64 if long => Some(i32::try_from(insn.near_branch64() as i64).ok()?),
         OpKind::NearBranch32 if mode.bits() == 32 => Some(insn.near_branch32() as i32),
@@ -243,7 +247,9 @@ fn control(b: &mut Builder, insn: &Instruction, index: usize) -> Option<bool> {
     op.disp = direct.unwrap_or(0);
     let (handler, ends): (Handler, bool) = match insn.mnemonic() {
         Mnemonic::Jmp if direct.is_some() => (if long { branch::jmp::<true> } else { branch::jmp::<false> }, true),
-        Mnemonic::Call if direct.is_some() && stack => (if long { branch::call::<u64, true> } else { branch::call::<u32, false> }, true),
+        Mnemonic::Call if direct.is_some() && stack => {
+            (if long { branch::call::<u64, true> } else { branch::call::<u32, false> }, true)
+        }
         Mnemonic::Jrcxz if direct.is_some() => (branch::jcxz::<u64, true>, false),
         Mnemonic::Jecxz if direct.is_some() => {
             (if long { branch::jcxz::<u32, true> } else { branch::jcxz::<u32, false> }, false)
@@ -315,7 +321,20 @@ fn plain(op: &mut Op, insn: &Instruction, mode: Mode, cx: &Context) -> Option<Ha
     if insn.has_lock_prefix() {
         let lockable = matches!(
             m,
-            M::Add | M::Or | M::Adc | M::Sbb | M::And | M::Sub | M::Xor | M::Inc | M::Dec | M::Neg | M::Not | M::Xchg | M::Cmpxchg | M::Xadd
+            M::Add
+                | M::Or
+                | M::Adc
+                | M::Sbb
+                | M::And
+                | M::Sub
+                | M::Xor
+                | M::Inc
+                | M::Dec
+                | M::Neg
+                | M::Not
+                | M::Xchg
+                | M::Cmpxchg
+                | M::Xadd
         );
         if !lockable || insn.op0_kind() != OpKind::Memory {
             return None;
@@ -367,7 +386,8 @@ fn plain(op: &mut Op, insn: &Instruction, mode: Mode, cx: &Context) -> Option<Ha
         },
         M::Xchg | M::Cmpxchg | M::Xadd => {
             // The register operand may come first or second in XCHG's encodings.
-            let (place, register) = if insn.op0_kind() == OpKind::Memory || insn.op1_kind() == OpKind::Register { (0, 1) } else { (1, 0) };
+            let (place, register) =
+                if insn.op0_kind() == OpKind::Memory || insn.op1_kind() == OpKind::Register { (0, 1) } else { (1, 0) };
             op.d = slot(insn.op_register(register))?;
             let s = size(insn, register);
             Some(match shape(op, insn, place, mode)? {
@@ -401,10 +421,14 @@ fn plain(op: &mut Op, insn: &Instruction, mode: Mode, cx: &Context) -> Option<Ha
             let right = m == M::Shrd;
             let s = size(insn, 0);
             if insn.op2_kind() == OpKind::Register {
-                return Some(by_wide_size!(s, T => if right { hot::<DoubleShift<T, Cl, true>> } else { hot::<DoubleShift<T, Cl, false>> }));
+                return Some(
+                    by_wide_size!(s, T => if right { hot::<DoubleShift<T, Cl, true>> } else { hot::<DoubleShift<T, Cl, false>> }),
+                );
             }
             op.imm.set(insn.immediate8() as u64);
-            Some(by_wide_size!(s, T => if right { hot::<DoubleShift<T, Imm, true>> } else { hot::<DoubleShift<T, Imm, false>> }))
+            Some(
+                by_wide_size!(s, T => if right { hot::<DoubleShift<T, Imm, true>> } else { hot::<DoubleShift<T, Imm, false>> }),
+            )
         }
         M::Shlx | M::Shrx | M::Sarx => {
             op.a = slot(insn.op0_register())?;
@@ -619,14 +643,16 @@ fn inc_dec<const DEC: bool>(op: &mut Op, insn: &Instruction, mode: Mode, cx: &Co
         Shape::Reg(a) => {
             op.a = a;
             match (fusible(cx, mode), s, mode.is64()) {
-                (Some(4), 8, true) => ComputeBranch::<IncDec<u64, RegA, DEC, true>, u64>::run::<4, true>,
-                (Some(5), 8, true) => ComputeBranch::<IncDec<u64, RegA, DEC, true>, u64>::run::<5, true>,
-                (Some(4), 4, true) => ComputeBranch::<IncDec<u32, RegA, DEC, true>, u32>::run::<4, true>,
-                (Some(5), 4, true) => ComputeBranch::<IncDec<u32, RegA, DEC, true>, u32>::run::<5, true>,
-                _ => by_size!(s, T => by_flag!(cx.live != 0, F => hot::<IncDec<T, RegA, DEC, F>>)),
+                (Some(4), 8, true) => ComputeBranch::<IncDec<u64, RegA, DEC, { keep::ALL }>, u64>::run::<4, true>,
+                (Some(5), 8, true) => ComputeBranch::<IncDec<u64, RegA, DEC, { keep::ALL }>, u64>::run::<5, true>,
+                (Some(4), 4, true) => ComputeBranch::<IncDec<u32, RegA, DEC, { keep::ALL }>, u32>::run::<4, true>,
+                (Some(5), 4, true) => ComputeBranch::<IncDec<u32, RegA, DEC, { keep::ALL }>, u32>::run::<5, true>,
+                _ if cx.live == 0 => by_size!(s, T => hot::<IncDec<T, RegA, DEC, { keep::NONE }>>),
+                _ if cx.live & 1 == 0 => by_size!(s, T => hot::<IncDec<T, RegA, DEC, { keep::ALL_BUT_CARRY }>>),
+                _ => by_size!(s, T => hot::<IncDec<T, RegA, DEC, { keep::ALL }>>),
             }
         }
-        Shape::Mem(f) => by_form!(f, P => by_size!(s, T => hot::<IncDec<T, P, DEC, true>>)),
+        Shape::Mem(f) => by_form!(f, P => by_size!(s, T => hot::<IncDec<T, P, DEC, { keep::ALL }>>)),
         Shape::Imm(_) => return None,
     })
 }
