@@ -127,6 +127,9 @@ pub struct Cpu {
     pub counters: Counters,
     /// State of the generator behind RDRAND and RDSEED.
     pub random: u64,
+    pub virt: crate::virt::Virt,
+    /// NMI, INIT, SIPI and SMI that wait.
+    pub signals: crate::signal::Signals,
     pub model: Rc<Model>,
     /// APIC number, 0 = boot processor.
     pub id: usize,
@@ -162,6 +165,8 @@ impl Cpu {
             seen_code_pages: 0,
             counters: Counters::default(),
             random: id as u64,
+            virt: Default::default(),
+            signals: Default::default(),
             model,
             id,
         });

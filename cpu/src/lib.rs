@@ -12,6 +12,7 @@ mod bulk;
 pub mod cache;
 pub mod cpu;
 pub mod decode;
+pub mod events;
 pub mod exec;
 pub mod float;
 pub mod hot;
@@ -20,6 +21,7 @@ pub mod op;
 pub mod operand;
 pub mod paging;
 pub mod run;
+pub mod signal;
 #[cfg(test)]
 mod testing;
 pub mod virt;
