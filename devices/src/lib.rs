@@ -4,7 +4,18 @@
 //! and of each tick. `deadline` says when it next wants a tick. Interrupts leave through [`wiring`].
 #![forbid(unsafe_code)]
 
+pub mod acpi_pm;
+pub mod chardev;
+pub mod debug;
+pub mod fw_cfg;
+pub mod hpet;
+pub mod i8042;
+pub mod ioapic;
 pub mod pci;
+pub mod pic;
+pub mod pit;
+pub mod rtc;
+pub mod uart;
 pub mod wiring;
 
 pub use wiring::{Dma, DmaError, DmaExt, DmaMemory, IrqLine, MessageSender, Signal, Wiring};
