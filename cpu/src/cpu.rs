@@ -6,6 +6,7 @@ use std::rc::Rc;
 use undervisor_core::{CpuState, Exception, Model, SegReg};
 use undervisor_mmu::{AddressSpaces, Bus, GuestMemory, NullBus, Tlb, TlbEntry};
 
+use crate::apic::LocalApic;
 use crate::cache::{CodeCache, JumpCache};
 use crate::op::Op;
 
@@ -125,6 +126,7 @@ pub struct Cpu {
     /// How many of `CodeCache::new_code_pages` this processor's TLB has heard of.
     pub(crate) seen_code_pages: usize,
     pub counters: Counters,
+    pub apic: LocalApic,
     /// State of the generator behind RDRAND and RDSEED.
     pub random: u64,
     pub virt: crate::virt::Virt,
@@ -164,6 +166,7 @@ impl Cpu {
             outcome: Ok(()),
             seen_code_pages: 0,
             counters: Counters::default(),
+            apic: LocalApic::new(id as u32),
             random: id as u64,
             virt: Default::default(),
             signals: Default::default(),

@@ -8,6 +8,7 @@
 pub mod dispatch;
 
 pub mod access;
+pub mod apic;
 mod bulk;
 pub mod cache;
 pub mod cpu;
@@ -24,6 +25,7 @@ pub mod run;
 pub mod signal;
 #[cfg(test)]
 mod testing;
+pub mod time;
 pub mod virt;
 
 pub use cpu::{Cpu, Exec, Shared, Stop};

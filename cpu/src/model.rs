@@ -6,6 +6,11 @@ use undervisor_core::Model;
 use crate::cpu::Cpu;
 
 impl Cpu {
+    /// MAXPHYADDR.
+    pub fn physical_bits(&self) -> u32 {
+        46
+    }
+
     pub fn model(&self) -> &Model {
         &self.model
     }

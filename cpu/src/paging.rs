@@ -91,8 +91,8 @@ impl Cpu {
 
     /// Whether a guest-physical page, though RAM, must be reached as MMIO (the local APIC's page).
     #[inline]
-    pub fn watched_physical(&self, _physical: u64) -> bool {
-        false
+    pub fn watched_physical(&self, physical: u64) -> bool {
+        self.in_apic_page(physical)
     }
 
     /// A data access took place on the slow path: data breakpoints.
@@ -101,6 +101,9 @@ impl Cpu {
 
     /// Read guest-physical memory that is not RAM, 1, 2, 4 or 8 bytes, naturally aligned.
     pub fn physical_read(&mut self, physical: u64, size: usize) -> Exec<u64> {
+        if self.in_apic_page(physical) {
+            return Ok(self.apic_mmio_read(physical, size));
+        }
         let now = self.now();
         let value = self.bus().mmio_read(now, physical, size);
         self.bus_accessed();
@@ -108,6 +111,10 @@ impl Cpu {
     }
     /// Write guest-physical memory that is not RAM.
     pub fn physical_write(&mut self, physical: u64, size: usize, value: u64) -> Exec {
+        if self.in_apic_page(physical) {
+            self.apic_mmio_write(physical, size, value);
+            return Ok(());
+        }
         let now = self.now();
         self.bus().mmio_write(now, physical, size, value);
         self.bus_accessed();

@@ -22,7 +22,9 @@ pub trait Bus {
     fn acknowledge_interrupt(&mut self, now: u64) -> u8;
     /// Whether the 8259 pair's INTR line is up.
     fn intr(&self) -> bool;
-    /// A local APIC sends an interrupt message to the others (`icr`: ICR layout with the x2APIC 32-bit destination).
+    /// A local APIC sends an interrupt message to the others (`icr`: ICR layout with the x2APIC 32-bit destination, all ones for
+    /// everyone). The sender has already accepted its own share, except of a lowest-priority message, for which the sender is one
+    /// candidate among the others. Every addressed processor is to `receive` it.
     fn send_ipi(&mut self, from: usize, icr: u64);
     /// EOI broadcast for a level-triggered vector.
     fn eoi(&mut self, vector: u8);

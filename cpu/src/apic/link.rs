@@ -1,0 +1,133 @@
+//! The local APIC in its processor: MMIO, MSRs, CR8, messages, and what they set in motion.
+
+use undervisor_core::msr;
+
+use super::{BASE_ENABLE, LocalApic, Message};
+use crate::cpu::{Cpu, Exec, attention};
+
+impl Cpu {
+    /// Carry out what the last operations on the APIC ask: tell the computer about messages and EOIs, and have the run loop
+    /// look again. NMI, INIT and the like stay in `apic.out` for it.
+    pub fn apic_settle(&mut self) {
+        let from = self.id;
+        if let Some(icr) = self.apic.out.ipi.take() {
+            self.bus().send_ipi(from, icr);
+            self.bus_accessed();
+        }
+        if let Some(vector) = self.apic.out.eoi.take() {
+            self.bus().eoi(vector);
+            self.bus_accessed();
+        }
+        if std::mem::take(&mut self.apic.out.look) {
+            self.attend(attention::INTERRUPT);
+        }
+    }
+
+    /// An interrupt message arrives that is addressed to this processor (see [`LocalApic::addressed`]).
+    pub fn receive(&mut self, message: &Message) {
+        self.apic.accept(message.mode, message.vector, message.level_triggered);
+        self.apic_settle();
+    }
+
+    /// Let the APIC timer expire if it is due.
+    pub fn apic_poll(&mut self) {
+        let now = self.now();
+        self.apic.poll(now);
+        self.apic_settle();
+    }
+
+    /// CR8 := `class`, the upper half of the task priority register.
+    pub fn write_task_priority(&mut self, class: u8) {
+        self.apic.write_cr8(class & 15);
+        self.apic_settle();
+    }
+
+    /// Whether `physical` lies in the APIC's register page.
+    #[inline]
+    pub fn in_apic_page(&self, physical: u64) -> bool {
+        self.apic.page() == Some(physical & !0xfff)
+    }
+
+    /// Read the register page. Registers are 32 bits wide at 16-byte steps; the bytes between them read as zero.
+    pub(crate) fn apic_mmio_read(&mut self, physical: u64, size: usize) -> u64 {
+        let now = self.now();
+        let offset = physical as u32 & 0xff0;
+        let byte = physical as u32 & 15;
+        if byte > 3 {
+            return 0;
+        }
+        let value = self.apic.read(offset, now) as u64 >> (8 * byte);
+        self.apic_settle();
+        value & (u64::MAX >> (64 - 8 * size))
+    }
+
+    /// Write the register page. Only aligned 32-bit stores (and the low half of 64-bit ones) count.
+    pub(crate) fn apic_mmio_write(&mut self, physical: u64, size: usize, value: u64) {
+        if size < 4 || physical & 15 != 0 {
+            return;
+        }
+        let now = self.now();
+        self.apic.write(physical as u32 & 0xff0, value as u32, now);
+        self.apic_settle();
+    }
+
+    /// RDMSR of IA32_APIC_BASE, IA32_TSC_DEADLINE or an x2APIC register (800H–8FFH).
+    pub fn apic_msr_read(&mut self, number: u32) -> Exec<u64> {
+        let now = self.now();
+        let value = match number {
+            msr::IA32_APIC_BASE => Some(self.apic.base),
+            msr::IA32_TSC_DEADLINE => Some(self.apic.tsc_deadline(now)).filter(|_| self.apic.has_tsc_deadline),
+            _ if self.apic.x2apic() => self.apic.read_msr(number, now),
+            _ => None,
+        };
+        self.apic_settle();
+        value.ok_or_else(|| self.gp(0))
+    }
+
+    /// WRMSR likewise.
+    pub fn apic_msr_write(&mut self, number: u32, value: u64) -> Exec {
+        let now = self.now();
+        let done = match number {
+            msr::IA32_APIC_BASE => self.write_apic_base(value),
+            msr::IA32_TSC_DEADLINE if self.apic.has_tsc_deadline => {
+                let time = self.time_of_tsc(value);
+                self.apic.write_tsc_deadline(value, time, now);
+                Some(())
+            }
+            _ if self.apic.x2apic() => self.apic.write_msr(number, value, now),
+            _ => None,
+        };
+        self.apic_settle();
+        done.ok_or_else(|| self.gp(0))
+    }
+
+    fn write_apic_base(&mut self, value: u64) -> Option<()> {
+        let before = self.apic.page();
+        self.apic.write_base(value, self.physical_bits())?;
+        if self.apic.page() != before {
+            // Translations of either page may be cached as RAM, or be wanted as RAM again.
+            self.tlb.clear();
+        }
+        Some(())
+    }
+
+    /// RESET or INIT as far as the APIC goes; INIT keeps the mode, the base and the id.
+    pub fn apic_reset(&mut self, init: bool) {
+        if init {
+            self.apic.init();
+        } else {
+            let (id, version) = (self.apic.id, self.apic.version);
+            let (x2apic, deadline) = (self.apic.has_x2apic, self.apic.has_tsc_deadline);
+            self.apic = LocalApic::new(id);
+            self.apic.version = version;
+            self.apic.has_x2apic = x2apic;
+            self.apic.has_tsc_deadline = deadline;
+            self.tlb.clear();
+        }
+    }
+
+    /// CPUID.1:EDX.APIC: clear while the APIC is switched off.
+    pub fn apic_visible(&self) -> bool {
+        self.apic.base & BASE_ENABLE != 0
+    }
+}
