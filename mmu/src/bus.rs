@@ -28,6 +28,8 @@ pub trait Bus {
     fn send_ipi(&mut self, from: usize, icr: u64);
     /// EOI broadcast for a level-triggered vector.
     fn eoi(&mut self, vector: u8);
+    /// FERR#: an unmasked x87 exception is pending with CR0.NE clear; a PC answers with IRQ 13.
+    fn numeric_error(&mut self, _now: u64) {}
     /// What accesses since the last call ask of the processor; the processor asks after each access it makes.
     fn take_wish(&mut self) -> Wish;
 }

@@ -23,6 +23,7 @@ pub mod string;
 #[cfg(test)]
 mod tests;
 pub mod transfer;
+pub mod x87;
 
 use iced_x86::{Instruction, OpKind};
 
@@ -60,6 +61,7 @@ pub fn lookup(insn: &Instruction) -> Option<Row> {
         flags::lookup,
         misc::lookup,
         bcd::lookup,
+        x87::lookup,
     ];
     GROUPS.iter().find_map(|group| group(insn))
 }

@@ -4,6 +4,7 @@
 //! - [`round`]: rounding and packing, where overflow, underflow, inexactness and flush-to-zero are decided.
 //! - [`ops`]: add, multiply, divide, square root, fused multiply-add, compare, and conversions, on unpacked values.
 //! - [`sse`]: SSE/AVX operations on bit patterns, with a fast way through host floats where the result is certain.
+//! - [`wide`], [`transcendental`]: 128-bit-significand arithmetic and the x87 functions made of it.
 //!
 //! The caller makes an [`Env`] from MXCSR or the x87 control word, runs any number of operations, and then looks at `flags`.
 
@@ -11,7 +12,9 @@ mod env;
 pub mod ops;
 pub mod round;
 pub mod sse;
+pub mod transcendental;
 pub mod unpacked;
+pub mod wide;
 
 pub use ops::Relation;
 pub use unpacked::{Class, F16, F32, F64, F80Format, Format, Unpacked};
@@ -127,6 +130,11 @@ impl Env {
     #[inline]
     pub fn with_rounding(self, rounding: Rounding) -> Env {
         Env { rounding, host: self.host && rounding == Rounding::Nearest, ..self }
+    }
+
+    /// The same with another x87 precision.
+    pub fn with_precision(self, precision: u32) -> Env {
+        Env { precision, ..self }
     }
 
     /// Raise exceptions.
