@@ -12,6 +12,7 @@ pub mod regs;
 pub mod segment;
 pub mod state;
 pub mod xsave;
+pub mod vmx_features;
 
 pub use bits::{Cr0, Cr4, Dr6, Dr7, Efer, Rflags};
 pub use event::{Event, EventKind, Exception, Vector};
@@ -20,3 +21,4 @@ pub use intercept::Intercept;
 pub use model::Model;
 pub use segment::{SegReg, Segment, TableReg};
 pub use state::{Activity, CpuState, F80, Msrs, Shadow, Vec512, Vendor, X87};
+pub use vmx_features::VmxFeatures;
