@@ -24,6 +24,7 @@ pub mod string;
 mod tests;
 pub mod transfer;
 pub mod x87;
+pub mod xsave;
 
 use iced_x86::{Instruction, OpKind};
 
@@ -62,6 +63,7 @@ pub fn lookup(insn: &Instruction) -> Option<Row> {
         misc::lookup,
         bcd::lookup,
         x87::lookup,
+        xsave::lookup,
     ];
     GROUPS.iter().find_map(|group| group(insn))
 }
