@@ -2,12 +2,30 @@
 
 use undervisor_core::msr;
 
-use super::{BASE_ENABLE, LocalApic, Message};
+use super::message::lowest_priority;
+use super::{BASE_ENABLE, DeliveryMode, LocalApic, Message};
 use crate::cpu::{Cpu, Exec, attention};
+
+/// Deliver a message in ICR layout (see `Bus::send_ipi`) to the processors that it addresses. `from`: the sender of an IPI, which
+/// has had its share; `None`: an I/O APIC or a device.
+pub fn route(cpus: &mut [Box<Cpu>], from: Option<usize>, icr: u64) {
+    let message = Message::from_icr(icr);
+    let sender = from.unwrap_or(usize::MAX);
+    if message.mode == DeliveryMode::LowestPriority {
+        let addressed = cpus.iter().map(|c| &c.apic).enumerate().filter(|(_, a)| a.addressed(&message, sender));
+        if let Some(chosen) = lowest_priority(addressed) {
+            cpus[chosen].receive(&message);
+        }
+        return;
+    }
+    for cpu in cpus.iter_mut().filter(|c| c.id != sender && c.apic.addressed(&message, sender)) {
+        cpu.receive(&message);
+    }
+}
 
 impl Cpu {
     /// Carry out what the last operations on the APIC ask: tell the computer about messages and EOIs, and have the run loop
-    /// look again. NMI, INIT and the like stay in `apic.out` for it.
+    /// look again.
     pub fn apic_settle(&mut self) {
         let from = self.id;
         if let Some(icr) = self.apic.out.ipi.take() {
@@ -18,9 +36,39 @@ impl Cpu {
             self.bus().eoi(vector);
             self.bus_accessed();
         }
-        if std::mem::take(&mut self.apic.out.look) {
+        let out = &mut self.apic.out;
+        let signals = &mut self.signals;
+        signals.nmi |= std::mem::take(&mut out.nmi);
+        signals.smi |= std::mem::take(&mut out.smi);
+        signals.init |= std::mem::take(&mut out.init);
+        signals.sipi = out.sipi.take().or(signals.sipi);
+        if std::mem::take(&mut out.look) {
             self.attend(attention::INTERRUPT);
         }
+    }
+
+    /// Whether an external interrupt is requested, RFLAGS.IF and blocking apart: by the 8259 pair or by the APIC.
+    pub fn interrupt_requested(&mut self) -> bool {
+        self.external_requested() || self.apic.pending_vector().is_some()
+    }
+
+    /// The 8259 pair's request, through LINT0, directly, or as an ExtINT message.
+    fn external_requested(&mut self) -> bool {
+        self.apic.out.extint || (self.apic.extint_open() && self.bus().intr())
+    }
+
+    /// Acknowledge the interrupt that [`Cpu::interrupt_requested`] promised and give its vector. The 8259 pair comes first.
+    pub fn acknowledge_interrupt(&mut self) -> Option<u8> {
+        if self.external_requested() {
+            self.apic.out.extint = false;
+            let now = self.now();
+            let vector = self.bus().acknowledge_interrupt(now);
+            self.bus_accessed();
+            return Some(vector);
+        }
+        let vector = self.apic.pending_vector()?;
+        self.apic.acknowledge(vector);
+        Some(vector)
     }
 
     /// An interrupt message arrives that is addressed to this processor (see [`LocalApic::addressed`]).

@@ -368,3 +368,31 @@ fn tsc_deadline_in_a_processor() {
     // A NOP to show that stepping is unharmed.
     step(&mut c, &[0x90]).unwrap();
 }
+
+#[test]
+fn messages_between_processors() {
+    let mut cpus: Vec<Box<Cpu>> = (0..3)
+        .map(|id| {
+            let mut c = processor(64);
+            c.id = id;
+            c.apic = enabled(id as u32);
+            c
+        })
+        .collect();
+    let vectors = |cpus: &[Box<Cpu>]| cpus.iter().map(|c| c.apic.irr.highest()).collect::<Vec<_>>();
+    link::route(&mut cpus, Some(0), 0xc_4050);
+    assert_eq!(vectors(&cpus), [None, Some(0x50), Some(0x50)]);
+    link::route(&mut cpus, None, 2 << 32 | 0x4051);
+    assert_eq!(vectors(&cpus), [None, Some(0x50), Some(0x51)]);
+    // Lowest priority, to everyone: the sender may win.
+    link::route(&mut cpus, Some(0), (BROADCAST as u64) << 32 | 0x4140);
+    assert_eq!(vectors(&cpus), [Some(0x40), Some(0x50), Some(0x51)]);
+    link::route(&mut cpus, Some(0), 1 << 32 | 0x4500);
+    link::route(&mut cpus, Some(0), 1 << 32 | 0x4608);
+    assert!(cpus[1].signals.init && cpus[1].signals.sipi == Some(8) && !cpus[2].signals.init);
+    link::route(&mut cpus, Some(1), 2 << 32 | 0x4400);
+    assert!(cpus[2].signals.nmi);
+    assert!(cpus[2].interrupt_requested());
+    assert_eq!(cpus[2].acknowledge_interrupt(), Some(0x51));
+    assert_eq!((cpus[2].apic.isr.highest(), cpus[2].interrupt_requested()), (Some(0x51), false));
+}
