@@ -44,24 +44,20 @@ int!(u64, i64, 3, |r, v| v);
 pub mod form {
     /// Base + displacement, 64-bit, segment base 0.
     pub const BASE: u8 = 0;
-    /// Base + index × scale + displacement + segment base, 64-bit.
-    pub const FULL: u8 = 1;
+    /// Base + index × scale + displacement, 64-bit, segment base 0.
+    pub const INDEX: u8 = 1;
+    /// As INDEX, plus a segment base.
+    pub const FULL: u8 = 2;
     /// As FULL with a 32-bit offset (address-size prefix, or flat 32-bit code).
-    pub const OFFSET32: u8 = 2;
+    pub const OFFSET32: u8 = 3;
 }
 
 /// Linear address of the memory operand of `op` in form `A`.
 #[inline(always)]
 pub fn address<const A: u8>(cpu: &Cpu, op: OpRef) -> u64 {
-    let r = &cpu.state.regs;
-    let disp = op.disp as i64 as u64;
     match A {
-        form::BASE => r[op.b as usize].wrapping_add(disp),
-        form::FULL => r[op.b as usize]
-            .wrapping_add(r[op.c as usize] << (op.scale & 3))
-            .wrapping_add(disp)
-            .wrapping_add(r[op.seg as usize]),
-        _ => offset32(cpu, op).wrapping_add(r[op.seg as usize]),
+        form::BASE | form::INDEX => offset::<A>(cpu, op),
+        _ => offset::<A>(cpu, op).wrapping_add(cpu.state.regs[op.seg as usize]),
     }
 }
 
@@ -69,9 +65,12 @@ pub fn address<const A: u8>(cpu: &Cpu, op: OpRef) -> u64 {
 #[inline(always)]
 pub fn offset<const A: u8>(cpu: &Cpu, op: OpRef) -> u64 {
     let r = &cpu.state.regs;
+    let disp = op.disp as i64 as u64;
     match A {
-        form::BASE => r[op.b as usize].wrapping_add(op.disp as i64 as u64),
-        form::FULL => r[op.b as usize].wrapping_add(r[op.c as usize] << (op.scale & 3)).wrapping_add(op.disp as i64 as u64),
+        form::BASE => r[op.b as usize].wrapping_add(disp),
+        form::INDEX | form::FULL => {
+            r[op.b as usize].wrapping_add(r[op.c as usize].wrapping_shl(op.scale as u32)).wrapping_add(disp)
+        }
         _ => offset32(cpu, op),
     }
 }
@@ -79,7 +78,8 @@ pub fn offset<const A: u8>(cpu: &Cpu, op: OpRef) -> u64 {
 #[inline(always)]
 fn offset32(cpu: &Cpu, op: OpRef) -> u64 {
     let r = &cpu.state.regs;
-    r[op.b as usize].wrapping_add(r[op.c as usize] << (op.scale & 3)).wrapping_add(op.disp as i64 as u64) & 0xffff_ffff
+    r[op.b as usize].wrapping_add(r[op.c as usize].wrapping_shl(op.scale as u32)).wrapping_add(op.disp as i64 as u64)
+        & 0xffff_ffff
 }
 
 /// Where a value comes from.

@@ -70,6 +70,10 @@ macro_rules! by_form {
                 type $m = Mem<{ form::BASE }>;
                 $e
             }
+            form::INDEX => {
+                type $m = Mem<{ form::INDEX }>;
+                $e
+            }
             form::FULL => {
                 type $m = Mem<{ form::FULL }>;
                 $e
@@ -168,10 +172,11 @@ pub fn memory(op: &mut Op, insn: &Instruction, mode: Mode) -> Option<u8> {
     op.scale = insn.memory_index_scale().trailing_zeros() as u8;
     op.disp = if wide { i32::try_from(disp as i64).ok()? } else { disp as u32 as i32 };
     op.seg = if based { regs::SEG_BASE + segment as u8 } else { regs::ZERO };
-    Some(match (wide, index == Register::None && !based) {
-        (true, true) => form::BASE,
-        (true, false) => form::FULL,
-        _ => form::OFFSET32,
+    Some(match (wide, based, index == Register::None) {
+        (true, false, true) => form::BASE,
+        (true, false, false) => form::INDEX,
+        (true, true, _) => form::FULL,
+        (false, ..) => form::OFFSET32,
     })
 }
 
@@ -720,13 +725,12 @@ fn lea(op: &mut Op, insn: &Instruction, mode: Mode) -> Option<Handler> {
     op.a = slot(insn.op0_register())?;
     // LEA takes the offset only: the segment neither matters nor is checked.
     let f = memory(op, insn, mode)?;
-    let f = if f == form::FULL && op.c == regs::ZERO { form::BASE } else { f };
     Some(match (size(insn, 0), f) {
         (8, form::BASE) => hot::<Lea<u64, { form::BASE }>>,
-        (8, form::FULL) => hot::<Lea<u64, { form::FULL }>>,
+        (8, form::INDEX | form::FULL) => hot::<Lea<u64, { form::INDEX }>>,
         (8, _) => hot::<Lea<u64, { form::OFFSET32 }>>,
         (4, form::BASE) => hot::<Lea<u32, { form::BASE }>>,
-        (4, form::FULL) => hot::<Lea<u32, { form::FULL }>>,
+        (4, form::INDEX | form::FULL) => hot::<Lea<u32, { form::INDEX }>>,
         (4, _) => hot::<Lea<u32, { form::OFFSET32 }>>,
         _ => return None,
     })
