@@ -27,6 +27,13 @@ impl Cpu {
         self.with_bus(bus, |cpu| cpu.run_until(limit))
     }
 
+    /// Execute one instruction in its general form: the reference that hot forms are tested against.
+    pub fn step_general(&mut self, bus: &mut dyn Bus) -> RunExit {
+        self.general_once = true;
+        let limit = self.now() + 1;
+        self.run(bus, limit)
+    }
+
     fn run_until(&mut self, limit: u64) -> RunExit {
         self.sync_code();
         self.set_limit(limit);
