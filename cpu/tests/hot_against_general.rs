@@ -61,15 +61,88 @@ fn machine(random: &mut Random, code: &[u8]) -> Box<Cpu> {
 /// Whether an instruction is fit for the test: no control flow, no faults, memory only around RDI.
 fn fit(insn: &Instruction) -> bool {
     use Mnemonic::*;
-    if insn.is_invalid() || insn.flow_control() != FlowControl::Next || insn.is_privileged() || insn.has_rep_prefix() || insn.has_repne_prefix() {
+    if insn.is_invalid()
+        || insn.flow_control() != FlowControl::Next
+        || insn.is_privileged()
+        || insn.has_rep_prefix()
+        || insn.has_repne_prefix()
+    {
         return false;
     }
     let known = matches!(
         insn.mnemonic(),
-        Add | Or | Adc | Sbb | And | Sub | Xor | Cmp | Test | Inc | Dec | Neg | Not | Mov | Movzx | Movsx | Movsxd | Lea | Xchg | Cmpxchg
-            | Xadd | Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd | Imul | Mul | Bswap | Bt | Bts | Btr | Btc | Bsf | Bsr
-            | Tzcnt | Lzcnt | Popcnt | Cbw | Cwde | Cdqe | Cwd | Cdq | Cqo | Andn | Blsr | Blsi | Blsmsk | Bzhi | Shlx | Shrx | Sarx
-            | Rorx | Mulx | Push | Pop | Stc | Clc | Cmc | Lahf | Sahf | Nop | Movbe | Adcx | Adox | Bextr | Pdep | Pext
+        Add | Or
+            | Adc
+            | Sbb
+            | And
+            | Sub
+            | Xor
+            | Cmp
+            | Test
+            | Inc
+            | Dec
+            | Neg
+            | Not
+            | Mov
+            | Movzx
+            | Movsx
+            | Movsxd
+            | Lea
+            | Xchg
+            | Cmpxchg
+            | Xadd
+            | Shl
+            | Sal
+            | Shr
+            | Sar
+            | Rol
+            | Ror
+            | Rcl
+            | Rcr
+            | Shld
+            | Shrd
+            | Imul
+            | Mul
+            | Bswap
+            | Bt
+            | Bts
+            | Btr
+            | Btc
+            | Bsf
+            | Bsr
+            | Tzcnt
+            | Lzcnt
+            | Popcnt
+            | Cbw
+            | Cwde
+            | Cdqe
+            | Cwd
+            | Cdq
+            | Cqo
+            | Andn
+            | Blsr
+            | Blsi
+            | Blsmsk
+            | Bzhi
+            | Shlx
+            | Shrx
+            | Sarx
+            | Rorx
+            | Mulx
+            | Push
+            | Pop
+            | Stc
+            | Clc
+            | Cmc
+            | Lahf
+            | Sahf
+            | Nop
+            | Movbe
+            | Adcx
+            | Adox
+            | Bextr
+            | Pdep
+            | Pext
     ) || (insn.condition_code() != iced_x86::ConditionCode::None);
     if !known {
         return false;

@@ -119,6 +119,41 @@ macro_rules! source {
         }
     };
 }
+/// The commonest compares with memory, fused: 8, 32 and 64 bits, BASE and INDEX forms, six conditions. `None`: not one of them.
+macro_rules! fused_memory {
+    ($o:ty, Mem, $y:ty, $cc:expr, $size:expr, $form:expr) => {
+        fused_memory!(@ $cc, $size, $form, T, CC, A => CompareBranch::<$o, T, Mem<A>, $y>::run::<CC, true>)
+    };
+    ($o:ty, $x:ty, Mem, $cc:expr, $size:expr, $form:expr) => {
+        fused_memory!(@ $cc, $size, $form, T, CC, A => CompareBranch::<$o, T, $x, Mem<A>>::run::<CC, true>)
+    };
+    (@ $cc:expr, $size:expr, $form:expr, $t:ident, $c:ident, $a:ident => $e:expr) => {
+        match ($size, $form) {
+            (1, form::BASE) => fused_memory!(# $cc, $t = u8, $c, $a = { form::BASE } => $e),
+            (4, form::BASE) => fused_memory!(# $cc, $t = u32, $c, $a = { form::BASE } => $e),
+            (8, form::BASE) => fused_memory!(# $cc, $t = u64, $c, $a = { form::BASE } => $e),
+            (1, form::INDEX) => fused_memory!(# $cc, $t = u8, $c, $a = { form::INDEX } => $e),
+            (4, form::INDEX) => fused_memory!(# $cc, $t = u32, $c, $a = { form::INDEX } => $e),
+            (8, form::INDEX) => fused_memory!(# $cc, $t = u64, $c, $a = { form::INDEX } => $e),
+            _ => None,
+        }
+    };
+    (# $cc:expr, $t:ident = $ty:ty, $c:ident, $a:ident = $f:expr => $e:expr) => {{
+        type $t = $ty;
+        const $a: u8 = $f;
+        fused_memory!(% $cc, $c, $e, 2 3 4 5 6 7)
+    }};
+    (% $cc:expr, $c:ident, $e:expr, $($n:literal)*) => {
+        match $cc {
+            $(Some($n) => {
+                const $c: u8 = $n;
+                Some($e as Handler)
+            })*
+            _ => None,
+        }
+    };
+}
+
 /// Slot of a register operand that a hot op can name: any general register but AH, CH, DH, BH.
 fn slot(register: Register) -> Option<u8> {
     Gpr::of(register).filter(|g| !g.high).map(|g| g.number)
@@ -353,8 +388,8 @@ fn plain(op: &mut Op, insn: &Instruction, mode: Mode, cx: &Context) -> Option<Ha
         M::And => alu::<And>(op, insn, mode, cx),
         M::Sub => alu::<Sub>(op, insn, mode, cx),
         M::Xor => alu::<Xor>(op, insn, mode, cx),
-        M::Cmp => alu::<Cmp>(op, insn, mode, cx),
-        M::Test => alu::<Test>(op, insn, mode, cx),
+        M::Cmp => compare::<Cmp>(op, insn, mode, cx),
+        M::Test => compare::<Test>(op, insn, mode, cx),
         M::Inc => inc_dec::<false>(op, insn, mode, cx),
         M::Dec => inc_dec::<true>(op, insn, mode, cx),
         M::Neg | M::Not => {
@@ -561,83 +596,101 @@ fn stack_ok(mode: Mode) -> bool {
     mode.is64() || (mode.has(Mode::FLAT) && mode.has(Mode::STACK32) && mode.bits() == 32)
 }
 
+/// ADD, OR, ADC, SBB, AND, SUB, XOR.
 fn alu<O: Alu>(op: &mut Op, insn: &Instruction, mode: Mode, cx: &Context) -> Option<Handler> {
     let s = size(insn, 0);
-    let live = cx.live != 0 || !O::STORES;
-    let long = mode.is64();
-    let destination = shape(op, insn, 0, mode)?;
-    // CMP and TEST in front of a Jcc.
-    let fuse = if O::STORES { None } else { fusible(cx, mode) };
-    match destination {
+    let live = cx.live != 0;
+    let fuse = if O::WITH_CARRY || !mode.is64() { None } else { fusible(cx, mode) };
+    match shape(op, insn, 0, mode)? {
         Shape::Reg(a) => {
             op.a = a;
             macro_rules! pick {
                 ($src:ty) => {
-                    if let Some(cc) = fuse {
-                        by_size!(s, T => by_condition!(cc, CC => if long {
-                            CompareBranch::<O, T, RegA, $src>::run::<CC, true>
-                        } else {
-                            CompareBranch::<O, T, RegA, $src>::run::<CC, false>
-                        }))
-                    } else {
-                        by_size!(s, T => by_flag!(live, F => hot::<AluOp<O, T, RegA, $src, F>>))
-                    }
-                };
-            }
-            macro_rules! pick_result {
-                ($src:ty) => {
-                    match (if O::STORES && !O::WITH_CARRY { fusible(cx, mode) } else { None }, s, long) {
-                        (Some(4), 8, true) => ComputeBranch::<AluOp<O, u64, RegA, $src, true>, u64>::run::<4, true>,
-                        (Some(5), 8, true) => ComputeBranch::<AluOp<O, u64, RegA, $src, true>, u64>::run::<5, true>,
-                        (Some(8), 8, true) => ComputeBranch::<AluOp<O, u64, RegA, $src, true>, u64>::run::<8, true>,
-                        (Some(9), 8, true) => ComputeBranch::<AluOp<O, u64, RegA, $src, true>, u64>::run::<9, true>,
-                        (Some(4), 4, true) => ComputeBranch::<AluOp<O, u32, RegA, $src, true>, u32>::run::<4, true>,
-                        (Some(5), 4, true) => ComputeBranch::<AluOp<O, u32, RegA, $src, true>, u32>::run::<5, true>,
-                        (Some(8), 4, true) => ComputeBranch::<AluOp<O, u32, RegA, $src, true>, u32>::run::<8, true>,
-                        (Some(9), 4, true) => ComputeBranch::<AluOp<O, u32, RegA, $src, true>, u32>::run::<9, true>,
-                        _ => pick!($src),
+                    match (fuse, s) {
+                        (Some(4), 8) => ComputeBranch::<AluOp<O, u64, RegA, $src, true>, u64>::run::<4, true>,
+                        (Some(5), 8) => ComputeBranch::<AluOp<O, u64, RegA, $src, true>, u64>::run::<5, true>,
+                        (Some(4), 4) => ComputeBranch::<AluOp<O, u32, RegA, $src, true>, u32>::run::<4, true>,
+                        (Some(5), 4) => ComputeBranch::<AluOp<O, u32, RegA, $src, true>, u32>::run::<5, true>,
+                        _ => by_size!(s, T => by_flag!(live, F => hot::<AluOp<O, T, RegA, $src, F>>)),
                     }
                 };
             }
             Some(match shape(op, insn, 1, mode)? {
                 Shape::Reg(r) => {
                     op.b = r;
-                    pick_result!(RegB)
-                }
-                Shape::Imm(v) => {
-                    op.imm.set(v);
-                    pick_result!(Imm)
-                }
-                Shape::Mem(f) => by_form!(f, S => pick!(S)),
-            })
-        }
-        // Stores keep their flags: the store may be the chain's last op.
-        Shape::Mem(f) => {
-            macro_rules! pick {
-                ($src:ty) => {
-                    by_form!(f, P => if let Some(cc) = fuse {
-                        by_size!(s, T => by_condition!(cc, CC => if long {
-                            CompareBranch::<O, T, P, $src>::run::<CC, true>
-                        } else {
-                            CompareBranch::<O, T, P, $src>::run::<CC, false>
-                        }))
-                    } else {
-                        by_size!(s, T => hot::<AluOp<O, T, P, $src, true>>)
-                    })
-                };
-            }
-            Some(match shape(op, insn, 1, mode)? {
-                Shape::Reg(r) => {
-                    op.a = r;
-                    pick!(RegA)
+                    pick!(RegB)
                 }
                 Shape::Imm(v) => {
                     op.imm.set(v);
                     pick!(Imm)
                 }
-                Shape::Mem(_) => return None,
+                Shape::Mem(f) => by_form!(f, S => by_size!(s, T => by_flag!(live, F => hot::<AluOp<O, T, RegA, S, F>>))),
             })
         }
+        // Stores keep their flags: the store may be the chain's last op.
+        Shape::Mem(f) => Some(match shape(op, insn, 1, mode)? {
+            Shape::Reg(r) => {
+                op.a = r;
+                by_form!(f, P => by_size!(s, T => hot::<AluOp<O, T, P, RegA, true>>))
+            }
+            Shape::Imm(v) => {
+                op.imm.set(v);
+                by_form!(f, P => by_size!(s, T => hot::<AluOp<O, T, P, Imm, true>>))
+            }
+            Shape::Mem(_) => return None,
+        }),
+        Shape::Imm(_) => None,
+    }
+}
+
+/// CMP and TEST, fused with a Jcc that follows (in 64-bit mode).
+fn compare<O: Alu>(op: &mut Op, insn: &Instruction, mode: Mode, cx: &Context) -> Option<Handler> {
+    let s = size(insn, 0);
+    let fuse = if mode.is64() { fusible(cx, mode) } else { None };
+    macro_rules! registers {
+        ($src:ty) => {
+            if let Some(cc) = fuse {
+                by_size!(s, T => by_condition!(cc, CC => CompareBranch::<O, T, RegA, $src>::run::<CC, true>))
+            } else {
+                by_size!(s, T => hot::<AluOp<O, T, RegA, $src, true>>)
+            }
+        };
+    }
+    match shape(op, insn, 0, mode)? {
+        Shape::Reg(a) => {
+            op.a = a;
+            Some(match shape(op, insn, 1, mode)? {
+                Shape::Reg(r) => {
+                    op.b = r;
+                    registers!(RegB)
+                }
+                Shape::Imm(v) => {
+                    op.imm.set(v);
+                    registers!(Imm)
+                }
+                Shape::Mem(f) => match fused_memory!(O, RegA, Mem, fuse, s, f) {
+                    Some(handler) => handler,
+                    None => by_form!(f, S => by_size!(s, T => hot::<AluOp<O, T, RegA, S, true>>)),
+                },
+            })
+        }
+        Shape::Mem(f) => Some(match shape(op, insn, 1, mode)? {
+            Shape::Reg(r) => {
+                op.a = r;
+                match fused_memory!(O, Mem, RegA, fuse, s, f) {
+                    Some(handler) => handler,
+                    None => by_form!(f, P => by_size!(s, T => hot::<AluOp<O, T, P, RegA, true>>)),
+                }
+            }
+            Shape::Imm(v) => {
+                op.imm.set(v);
+                match fused_memory!(O, Mem, Imm, fuse, s, f) {
+                    Some(handler) => handler,
+                    None => by_form!(f, P => by_size!(s, T => hot::<AluOp<O, T, P, Imm, true>>)),
+                }
+            }
+            Shape::Mem(_) => return None,
+        }),
         Shape::Imm(_) => None,
     }
 }
