@@ -55,6 +55,10 @@ impl Cpu {
                 most = 1;
             }
             let step = most == 1;
+            if step {
+                // A branch must not go on to a cached block, nor a repetition to a second iteration.
+                self.set_limit(now + 1);
+            }
             let result = self.step_block(most);
             self.current = std::ptr::null();
             if let Err(Stop::Exception) = result {

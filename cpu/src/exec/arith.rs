@@ -6,6 +6,7 @@ use undervisor_core::{Exception, FlagKind, Vector};
 use crate::cpu::{Cpu, Exec};
 use crate::exec::int_math::{self as math, CF, OF, STATUS, ZF, ones};
 use crate::exec::{Row, operand_size};
+use crate::operand::Place;
 
 pub fn lookup(insn: &Instruction) -> Option<Row> {
     Some(Row::new(match insn.mnemonic() {
@@ -233,8 +234,10 @@ fn cmpxchg(cpu: &mut Cpu, insn: &Instruction) -> Exec {
         let source = cpu.gpr(insn.op1_register());
         cpu.put(place, source)?;
     } else {
-        // The write cycle takes place in any case (SDM vol. 2, CMPXCHG).
-        cpu.put(place, destination)?;
+        // The write cycle takes place in any case (SDM vol. 2, CMPXCHG); a register keeps even its upper half.
+        if matches!(place, Place::Memory { .. }) {
+            cpu.put(place, destination)?;
+        }
         cpu.set_gpr(accumulator, destination);
     }
     cpu.set_lazy(FlagKind::SUB, size, expected, result, 0);

@@ -127,12 +127,12 @@ fn popcnt(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     Ok(())
 }
 
-/// Store a BMI result and its flags; AF and PF stay as they were.
+/// Store a BMI result and its flags. AF and PF are undefined; processors clear AF and work out PF.
 fn finish(cpu: &mut Cpu, insn: &Instruction, result: u64, carry: bool, mask: u64) {
     let bits = 8 * operand_size(insn, 0) as u32;
     cpu.set_gpr(insn.op0_register(), result);
     let flags = szp(result & ones(bits), bits) | u64::from(carry);
-    cpu.state.set_status(mask & !(AF | PF), flags);
+    cpu.state.set_status(mask | AF | PF, flags);
 }
 
 const BMI: u64 = CF | OF | SF | ZF;

@@ -107,36 +107,30 @@ pub fn ror(value: u64, count: u32, bits: u32) -> Outcome {
     Outcome { value: result, mask: CF | OF, flags: carry | flag(carry ^ result >> (bits - 2), OF) }
 }
 
-/// RCL through a carry of `carry` (0 or 1); the count is taken modulo width + 1. `None`: nothing changes.
-pub fn rcl(value: u64, count: u32, bits: u32, carry: u64) -> Option<Outcome> {
+/// RCL through a carry of `carry` (0 or 1); the count is taken modulo width + 1. OF is CF xor the result's sign.
+pub fn rcl(value: u64, count: u32, bits: u32, carry: u64) -> Outcome {
     let n = count % (bits + 1);
-    if n == 0 {
-        return None;
-    }
     let wide = value as u128 | (carry as u128) << bits;
     let turned = wide << n | wide >> (bits + 1 - n);
     let result = turned as u64 & ones(bits);
     let out = (turned >> bits) as u64 & 1;
-    Some(Outcome { value: result, mask: CF | OF, flags: out | flag(out ^ msb(result, bits), OF) })
+    Outcome { value: result, mask: CF | OF, flags: out | flag(out ^ msb(result, bits), OF) }
 }
 
 /// RCR; OF is the exclusive-or of the result's two top bits.
-pub fn rcr(value: u64, count: u32, bits: u32, carry: u64) -> Option<Outcome> {
+pub fn rcr(value: u64, count: u32, bits: u32, carry: u64) -> Outcome {
     let n = count % (bits + 1);
-    if n == 0 {
-        return None;
-    }
     let wide = value as u128 | (carry as u128) << bits;
     let turned = wide >> n | wide << (bits + 1 - n);
     let result = turned as u64 & ones(bits);
     let out = (turned >> bits) as u64 & 1;
-    Some(Outcome { value: result, mask: CF | OF, flags: out | flag(msb(result, bits) ^ result >> (bits - 2), OF) })
+    Outcome { value: result, mask: CF | OF, flags: out | flag(msb(result, bits) ^ result >> (bits - 2), OF) }
 }
 
-/// SHLD by a masked, non-zero count. A 16-bit count above 16 goes on with the destination again, as processors do.
-pub fn shld(dest: u64, src: u64, count: u32, bits: u32) -> Outcome {
+/// SHLD by a masked, non-zero count. Past 16, a 16-bit shift goes on with `third`: Intel takes the destination, AMD the source.
+pub fn shld(dest: u64, src: u64, third: u64, count: u32, bits: u32) -> Outcome {
     let (result, carry) = if bits == 16 {
-        let wide = dest << 32 | src << 16 | dest;
+        let wide = dest << 32 | src << 16 | third;
         let turned = (wide << (count - 1)) >> 32;
         ((wide << count) >> 32 & 0xffff, turned >> 15 & 1)
     } else {
@@ -147,9 +141,9 @@ pub fn shld(dest: u64, src: u64, count: u32, bits: u32) -> Outcome {
 }
 
 /// SHRD; see [`shld`]. OF is the exclusive-or of the result's two top bits.
-pub fn shrd(dest: u64, src: u64, count: u32, bits: u32) -> Outcome {
+pub fn shrd(dest: u64, src: u64, third: u64, count: u32, bits: u32) -> Outcome {
     let (result, carry) = if bits == 16 {
-        let wide = dest << 32 | src << 16 | dest;
+        let wide = third << 32 | src << 16 | dest;
         (wide >> count & 0xffff, wide >> (count - 1) & 1)
     } else {
         (((dest >> count) | (src << (bits - count))) & ones(bits), dest >> (count - 1) & 1)
@@ -327,10 +321,10 @@ mod tests {
                     assert_eq!(rol(value, count, bits).flags & CF, ro & 1);
                     assert_eq!(ror(value, count, bits).value, rr);
                     assert_eq!(ror(value, count, bits).flags & CF, msb(rr, bits));
-                    let got = rcl(value, count, bits, 1).map_or((value, 1), |o| (o.value, o.flags & CF));
-                    assert_eq!(got, (cl, clc), "rcl {value:x} {count} {bits}");
-                    let got = rcr(value, count, bits, 1).map_or((value, 1), |o| (o.value, o.flags & CF));
-                    assert_eq!(got, (cr, crc), "rcr {value:x} {count} {bits}");
+                    let got = rcl(value, count, bits, 1);
+                    assert_eq!((got.value, got.flags & CF), (cl, clc), "rcl {value:x} {count} {bits}");
+                    let got = rcr(value, count, bits, 1);
+                    assert_eq!((got.value, got.flags & CF), (cr, crc), "rcr {value:x} {count} {bits}");
                 }
             }
         }
@@ -338,13 +332,23 @@ mod tests {
 
     #[test]
     fn double_shifts() {
-        assert_eq!(shld(0x8000_0001, 0xf000_0000, 4, 32).value, 0x0000_001f);
-        assert_eq!(shld(0x8000_0001, 0xf000_0000, 1, 32).flags & (CF | OF), CF | OF);
-        assert_eq!(shrd(0x1234, 0xabcd, 4, 16).value, 0xd123);
-        assert_eq!(shld(0x1234, 0xabcd, 4, 16).value, 0x234a);
-        assert_eq!(shrd(1, 1, 63, 64).value, 2);
-        assert_eq!(shld(0x1234, 0xabcd, 20, 16).value, 0xbcd1);
-        assert_eq!(shrd(0x1234, 0xabcd, 20, 16).value, 0x4abc);
+        assert_eq!(shld(0x8000_0001, 0xf000_0000, 0x8000_0001, 4, 32).value, 0x0000_001f);
+        assert_eq!(shld(0x8000_0001, 0xf000_0000, 0x8000_0001, 1, 32).flags & (CF | OF), CF | OF);
+        assert_eq!(shrd(0x1234, 0xabcd, 0x1234, 4, 16).value, 0xd123);
+        assert_eq!(shld(0x1234, 0xabcd, 0x1234, 4, 16).value, 0x234a);
+        assert_eq!(shrd(1, 1, 1, 63, 64).value, 2);
+        assert_eq!(shld(0x1234, 0xabcd, 0x1234, 20, 16).value, 0xbcd1);
+        assert_eq!(shrd(0x1234, 0xabcd, 0x1234, 20, 16).value, 0x4abc);
+    }
+
+    /// Seen on an AMD processor.
+    #[test]
+    fn undefined_cases() {
+        assert_eq!(shld(0x6752, 0xf71c, 0xf71c, 31, 16).value, 0x7b8e);
+        assert_eq!(shrd(0xc43e, 0xc836, 0xc836, 24, 16).value, 0x36c8);
+        // A rotation through carry all the way round leaves value and CF, but OF follows its rule.
+        assert_eq!(rcl(0xa22c, 17, 16, 0).flags, OF);
+        assert_eq!(rcr(0x1f, 27, 8, 1).flags, CF);
     }
 
     #[test]

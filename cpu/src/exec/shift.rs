@@ -1,6 +1,7 @@
 //! Shifts and rotates, BMI2's among them (SDM vol. 2: SAL/SAR/SHL/SHR, RCL/RCR/ROL/ROR, SHLD, SHRD, SARX/SHLX/SHRX, RORX).
 
 use iced_x86::{Instruction, Mnemonic as M};
+use undervisor_core::Vendor;
 
 use crate::cpu::{Cpu, Exec};
 use crate::exec::int_math::{self as math, Outcome};
@@ -27,34 +28,34 @@ pub fn lookup(insn: &Instruction) -> Option<Row> {
 
 /// Common frame: a masked count of zero changes neither flags nor value (a 32-bit register still has its upper half
 /// cleared; memory must be writable all the same).
-fn shift(cpu: &mut Cpu, insn: &Instruction, f: impl Fn(u64, u32, u32, u64) -> Option<Outcome>) -> Exec {
+fn shift(cpu: &mut Cpu, insn: &Instruction, f: impl Fn(u64, u32, u32, u64) -> Outcome) -> Exec {
     let bits = 8 * operand_size(insn, 0) as u32;
     let count = math::shift_count(cpu.operand(insn, insn.op_count() - 1)?, bits);
     let carry = cpu.carry();
     let (place, value) = cpu.modify(insn, 0)?;
-    let outcome = if count == 0 { None } else { f(value, count, bits, carry) };
-    let Some(outcome) = outcome else {
+    if count == 0 {
         return cpu.put(place, value);
-    };
+    }
+    let outcome = f(value, count, bits, carry);
     cpu.put(place, outcome.value)?;
     cpu.state.set_status(outcome.mask, outcome.flags);
     Ok(())
 }
 
 fn shl(cpu: &mut Cpu, insn: &Instruction) -> Exec {
-    shift(cpu, insn, |v, n, bits, _| Some(math::shl(v, n, bits)))
+    shift(cpu, insn, |v, n, bits, _| math::shl(v, n, bits))
 }
 fn shr(cpu: &mut Cpu, insn: &Instruction) -> Exec {
-    shift(cpu, insn, |v, n, bits, _| Some(math::shr(v, n, bits)))
+    shift(cpu, insn, |v, n, bits, _| math::shr(v, n, bits))
 }
 fn sar(cpu: &mut Cpu, insn: &Instruction) -> Exec {
-    shift(cpu, insn, |v, n, bits, _| Some(math::sar(v, n, bits)))
+    shift(cpu, insn, |v, n, bits, _| math::sar(v, n, bits))
 }
 fn rol(cpu: &mut Cpu, insn: &Instruction) -> Exec {
-    shift(cpu, insn, |v, n, bits, _| Some(math::rol(v, n, bits)))
+    shift(cpu, insn, |v, n, bits, _| math::rol(v, n, bits))
 }
 fn ror(cpu: &mut Cpu, insn: &Instruction) -> Exec {
-    shift(cpu, insn, |v, n, bits, _| Some(math::ror(v, n, bits)))
+    shift(cpu, insn, |v, n, bits, _| math::ror(v, n, bits))
 }
 fn rcl(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     shift(cpu, insn, math::rcl)
@@ -63,12 +64,14 @@ fn rcr(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     shift(cpu, insn, math::rcr)
 }
 fn shld(cpu: &mut Cpu, insn: &Instruction) -> Exec {
+    let amd = cpu.model.vendor == Vendor::Amd;
     let source = cpu.gpr(insn.op1_register());
-    shift(cpu, insn, |v, n, bits, _| Some(math::shld(v, source, n, bits)))
+    shift(cpu, insn, |v, n, bits, _| math::shld(v, source, if amd { source } else { v }, n, bits))
 }
 fn shrd(cpu: &mut Cpu, insn: &Instruction) -> Exec {
+    let amd = cpu.model.vendor == Vendor::Amd;
     let source = cpu.gpr(insn.op1_register());
-    shift(cpu, insn, |v, n, bits, _| Some(math::shrd(v, source, n, bits)))
+    shift(cpu, insn, |v, n, bits, _| math::shrd(v, source, if amd { source } else { v }, n, bits))
 }
 
 /// BMI2 shifts: three operands, no flags.

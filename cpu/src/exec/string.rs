@@ -3,7 +3,7 @@
 //! Each iteration counts as one instruction of virtual time. A repetition ends early, with RIP on the instruction and the
 //! registers showing what is done, when the processor's time limit is reached or something asks for attention; it is then
 //! simply entered again. How many iterations are done at a time depends on addresses, counts and time only, never on what
-//! the TLB happens to hold. Every row ends its block, so that the run loop's bookkeeping stays exact.
+//! the TLB happens to hold. A repetition ends its block, so that the run loop's bookkeeping stays exact.
 
 use iced_x86::{Code, Instruction, OpKind, Register};
 use undervisor_core::{FlagKind, Rflags, SegReg, regs};
@@ -15,14 +15,16 @@ use crate::operand::segment_of;
 
 pub fn lookup(insn: &Instruction) -> Option<Row> {
     use Code::*;
-    Some(Row::ends(match insn.code() {
+    let function = match insn.code() {
         Movsb_m8_m8 | Movsw_m16_m16 | Movsd_m32_m32 | Movsq_m64_m64 => movs,
         Cmpsb_m8_m8 | Cmpsw_m16_m16 | Cmpsd_m32_m32 | Cmpsq_m64_m64 => cmps,
         Stosb_m8_AL | Stosw_m16_AX | Stosd_m32_EAX | Stosq_m64_RAX => stos,
         Lodsb_AL_m8 | Lodsw_AX_m16 | Lodsd_EAX_m32 | Lodsq_RAX_m64 => lods,
         Scasb_AL_m8 | Scasw_AX_m16 | Scasd_EAX_m32 | Scasq_RAX_m64 => scas,
         _ => return None,
-    }))
+    };
+    let repeats = insn.has_rep_prefix() || insn.has_repne_prefix();
+    Some(Row { function, ends: repeats })
 }
 
 /// What one string instruction works on.

@@ -81,6 +81,14 @@ fn compare_and_exchange() {
     assert_eq!((peek(&mut c, 0x8000), c.state.rflags() & ZF), (9, ZF));
     step(&mut c, &[0xf0, 0x48, 0x0f, 0xb1, 0x0c, 0x24]).unwrap();
     assert_eq!((c.state.gpr(RAX), c.state.rflags() & ZF), (9, 0));
+    // Register forms: a failure leaves all of the destination, a success all of RAX.
+    set(&mut c, &[(RAX, 5), (RDX, 0xffff_ffff_0000_0006), (RCX, 9)]);
+    step(&mut c, &[0x0f, 0xb1, 0xca]).unwrap();
+    assert_eq!((c.state.gpr(RAX), c.state.gpr(RDX)), (6, 0xffff_ffff_0000_0006));
+    set(&mut c, &[(RAX, 0xffff_ffff_0000_0006)]);
+    step(&mut c, &[0x0f, 0xb1, 0xca]).unwrap();
+    assert_eq!((c.state.gpr(RAX), c.state.gpr(RDX)), (0xffff_ffff_0000_0006, 9));
+    set(&mut c, &[(RAX, 9), (RDX, 0)]);
     // cmpxchg16b: alignment.
     set(&mut c, &[(RSP, 0x8008)]);
     assert_eq!(fault(&mut c, &[0x48, 0x0f, 0xc7, 0x0c, 0x24]), (13, Some(0)));

@@ -177,7 +177,7 @@ fn run_slow(cpu: &mut Cpu, op: OpRef) -> Exec {
     result
 }
 
-/// General-form instruction that ends its block; leaves the chain.
+/// General-form instruction that ends its block; goes on to the next if nothing asks for attention.
 pub fn slow_end(cpu: &mut Cpu, op: OpRef) -> Flow {
     let row = row(op);
     cpu.current = &*op;
@@ -185,6 +185,10 @@ pub fn slow_end(cpu: &mut Cpu, op: OpRef) -> Flow {
     cpu.instruction_rip = rip;
     cpu.state.regs[RIP as usize] = wrap(cpu.mode, rip.wrapping_add(op.length as u64));
     let result = (row.function)(cpu, &row.instruction);
+    if result.is_ok() && cpu.attention == 0 {
+        cpu.current = std::ptr::null();
+        return branch_indirect(cpu, op);
+    }
     retire_before(cpu, op);
     match result {
         Ok(()) => cpu.budget -= 1,
