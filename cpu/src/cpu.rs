@@ -257,6 +257,11 @@ impl Cpu {
         }
     }
 
+    /// Virtual time of this processor's next event of its own (`u64::MAX`: none): it must get a turn then, even if halted.
+    pub fn next_deadline(&self) -> u64 {
+        self.apic.next_deadline()
+    }
+
     /// Instructions this processor has retired.
     pub fn retired(&self) -> u64 {
         self.now() - self.counters.waited

@@ -1,0 +1,188 @@
+//! Putting what is to be booted into memory. The format of a kernel is recognised by its content, in this order:
+//!
+//! 1. a flat address was given: flat binary;
+//! 2. `HdrS` at 0x202: Linux bzImage;
+//! 3. a multiboot-1 header in the first 8 KiB (with an ELF image, or the address fields of the header): multiboot;
+//! 4. an ELF image with the note `XEN_ELFNOTE_PHYS32_ENTRY`: PVH;
+//! 5. any other ELF executable: at its entry, in the mode of its class, with a Linux `boot_params` in RSI;
+//! 6. no other known file format, and not text: flat binary at 0x7c00, real mode, DL = 0x80.
+
+pub mod elf;
+mod entry;
+pub mod firmware;
+pub mod flat;
+pub mod linux;
+pub mod multiboot;
+pub mod pvh;
+
+pub use entry::Entry;
+
+use undervisor_cpu::Cpu;
+use undervisor_cpu::apic::{DeliveryMode, LVT_LINT0, LVT_LINT1};
+use undervisor_devices::{Dma, DmaExt};
+
+use crate::config::{Boot, Kernel, Module};
+use crate::error::LoadError;
+use crate::memory::Ram;
+
+/// What a kernel file was recognised as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Linux,
+    Multiboot,
+    Pvh,
+    Elf,
+    Flat,
+}
+
+/// Find out what a kernel is.
+pub fn recognise(kernel: &Kernel) -> Result<Format, LoadError> {
+    let image = &kernel.image;
+    let data = &image.data;
+    if data.is_empty() {
+        return Err(LoadError::Empty { name: image.name.clone() });
+    }
+    if kernel.flat_at.is_some() {
+        return Ok(Format::Flat);
+    }
+    if linux::is_bzimage(data) {
+        return Ok(Format::Linux);
+    }
+    if multiboot::find_header(data).is_some() {
+        return Ok(Format::Multiboot);
+    }
+    if elf::is_elf(data) {
+        let elf = elf::Elf::parse(image)?;
+        return Ok(if elf.pvh_entry.is_some() { Format::Pvh } else { Format::Elf });
+    }
+    match flat::foreign(data) {
+        Some(found) => Err(LoadError::UnknownFormat { name: image.name.clone(), found }),
+        None => Ok(Format::Flat),
+    }
+}
+
+/// Load what a machine boots; how its first processor begins. `rsdp`: address of the ACPI tables' root, or 0.
+pub fn load(boot: &Boot, ram: &Ram, rsdp: u64) -> Result<Entry, LoadError> {
+    let kernel = match boot {
+        Boot::Nothing => return Ok(Entry::Reset),
+        Boot::Firmware(image) => {
+            firmware::load(image, ram)?;
+            return Ok(Entry::Reset);
+        }
+        Boot::Kernel(kernel) => kernel,
+    };
+    let format = recognise(kernel)?;
+    write_bios_data(ram);
+    match format {
+        Format::Linux => linux::load(kernel, ram, rsdp),
+        Format::Multiboot => multiboot::load(kernel, ram, rsdp),
+        Format::Pvh => pvh::load(kernel, ram, rsdp),
+        Format::Elf => elf::load(kernel, ram, rsdp),
+        Format::Flat => flat::load(kernel, ram),
+    }
+}
+
+/// The words of the BIOS data area that kernels look at: where the extended area is, and how much memory lies below it.
+fn write_bios_data(ram: &Ram) {
+    use crate::memory::LOW_MEMORY_END;
+    // All of it lies in the first MiB, which every machine has.
+    let _ = ram.write_u16(0x400, 0x3f8);
+    let _ = ram.write_u16(0x40e, (LOW_MEMORY_END >> 4) as u16);
+    let _ = ram.write_u16(0x413, (LOW_MEMORY_END >> 10) as u16);
+    let _ = ram.write_u16(LOW_MEMORY_END, 1);
+}
+
+/// What firmware would have left in a processor's registers: memory types, and the local APIC in virtual-wire mode
+/// (MultiProcessor Specification, Virtual Wire Mode; SDM vol. 3, MTRR Considerations in MP Systems).
+pub fn firmware_state(cpu: &mut Cpu) {
+    const WRITE_BACK: u64 = 6;
+    const ENABLED: u64 = 3 << 10;
+    const VALID: u64 = 1 << 11;
+    let hole = crate::memory::PCI_WINDOW.start;
+    let width = (1u64 << cpu.physical_bits()) - 1;
+    let m = &mut cpu.state.msrs;
+    m.mtrr_def_type = ENABLED | WRITE_BACK;
+    m.mtrr_fixed = [0x0606_0606_0606_0606; 11];
+    // The VGA window is uncacheable; so is everything from the PCI window to 4 GiB.
+    m.mtrr_fixed[2] = 0;
+    m.mtrr_variable[0] = [hole, (width & !((1 << 32) - hole - 1)) | VALID];
+    cpu.apic.svr = 0x1ff;
+    if cpu.id == 0 {
+        cpu.apic.lvt[LVT_LINT0] = (DeliveryMode::ExtInt as u32) << 8;
+    }
+    cpu.apic.lvt[LVT_LINT1] = (DeliveryMode::Nmi as u32) << 8;
+}
+
+/// Write, or say what does not fit.
+fn put(ram: &Ram, what: &str, address: u64, data: &[u8]) -> Result<(), LoadError> {
+    ram.write(address, data).map_err(|_| LoadError::DoesNotFit {
+        what: what.to_string(),
+        address,
+        size: data.len() as u64,
+        end: ram.low_end(),
+    })
+}
+
+/// Fill with zeros.
+fn zero(ram: &Ram, what: &str, address: u64, size: u64) -> Result<(), LoadError> {
+    let fail = || LoadError::DoesNotFit { what: what.to_string(), address, size, end: ram.low_end() };
+    let end = address.checked_add(size).ok_or_else(fail)?;
+    if size > 0 && end > ram.low_end() && address < 1 << 32 {
+        return Err(fail());
+    }
+    let zeros = [0; 4096];
+    let mut at = address;
+    while at < end {
+        let n = (end - at).min(zeros.len() as u64);
+        ram.write(at, &zeros[..n as usize]).map_err(|_| fail())?;
+        at += n;
+    }
+    Ok(())
+}
+
+/// The modules of a kernel that takes modules: the initrd first.
+fn all_modules(kernel: &Kernel) -> Vec<Module> {
+    let initrd = kernel.initrd.iter().map(|image| Module { image: image.clone(), arguments: String::new() });
+    initrd.chain(kernel.modules.iter().cloned()).collect()
+}
+
+/// A module's or kernel's command line as boot loaders give it: the file's name, then the arguments.
+fn with_name(name: &str, arguments: &str) -> String {
+    if arguments.is_empty() { name.to_string() } else { format!("{name} {arguments}") }
+}
+
+/// Place modules one after the other, each on a page of its own, from `from` on; their (start, end).
+fn place_modules(ram: &Ram, modules: &[Module], from: u64) -> Result<Vec<(u64, u64)>, LoadError> {
+    let mut at = from.next_multiple_of(4096);
+    let mut placed = Vec::new();
+    for m in modules {
+        let size = m.image.data.len() as u64;
+        if at + size > ram.low_end() {
+            return Err(LoadError::NoRoom { what: format!("module {}", m.image.name), size, from: at, limit: ram.low_end() });
+        }
+        put(ram, &m.image.name, at, &m.image.data)?;
+        placed.push((at, at + size));
+        at = (at + size).next_multiple_of(4096);
+    }
+    Ok(placed)
+}
+
+/// Append bytes to a block that will stand at `base`; where they will be.
+fn append(block: &mut Vec<u8>, base: u64, data: &[u8]) -> u64 {
+    while block.len() % 8 != 0 {
+        block.push(0);
+    }
+    let at = base + block.len() as u64;
+    block.extend_from_slice(data);
+    at
+}
+
+/// Append a string with its terminating zero.
+fn append_string(block: &mut Vec<u8>, base: u64, text: &str) -> u64 {
+    let at = append(block, base, text.as_bytes());
+    block.push(0);
+    at
+}
+
+#[cfg(test)]
+mod tests;
