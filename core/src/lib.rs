@@ -11,8 +11,8 @@ pub mod msr;
 pub mod regs;
 pub mod segment;
 pub mod state;
-pub mod xsave;
 pub mod vmx_features;
+pub mod xsave;
 
 pub use bits::{Cr0, Cr4, Dr6, Dr7, Efer, Rflags};
 pub use event::{Event, EventKind, Exception, Vector};

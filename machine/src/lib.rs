@@ -13,6 +13,7 @@ pub mod load;
 pub mod machine;
 pub mod memory;
 mod platform;
+pub mod smbios;
 pub mod stop;
 
 pub use config::{Boot, Image, Kernel, MachineConfig, Module};

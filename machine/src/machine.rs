@@ -162,11 +162,13 @@ impl Machine {
             cpu.state.activity = Activity::WaitForSipi;
             cpu.attend(undervisor_cpu::cpu::attention::INACTIVE);
         }
-        let tables =
-            crate::acpi::Tables { cpus: self.cpus.len(), model: &self.cpu_model, ram_size: self.shared.memory.ram_size() };
+        let tables = crate::acpi::Tables { cpus: self.cpus.len(), serial: !self.board.serial.is_empty() };
         let rsdp = match self.boot {
             Boot::Nothing | Boot::Firmware(_) => 0,
-            Boot::Kernel(_) => crate::acpi::write(&self.ram, &tables),
+            Boot::Kernel(_) => {
+                crate::smbios::write(&self.ram, self.shared.memory.ram_size(), self.cpus.len());
+                crate::acpi::write(&self.ram, &tables)
+            }
         };
         let entry = load::load(&self.boot, &self.ram, rsdp)?;
         if matches!(self.boot, Boot::Kernel(_)) {
