@@ -61,6 +61,9 @@ pub struct GuestMemory {
     ranges: Vec<Range>,
     ram_size: u64,
     low_size: u64,
+    /// RAM from here to `low_size` has no ROM over it (nor has any above 4 GiB up to `high_end`): the quick part of `locate`.
+    clear_from: u64,
+    high_end: u64,
 }
 
 /// Host address of a guest page.
@@ -99,7 +102,13 @@ impl GuestMemory {
         if ram_size > low_size {
             ranges.push(Range { start: 1 << 32, end: (1 << 32) + ram_size - low_size, offset: low_size, writable: true });
         }
-        Ok(GuestMemory { map, base, ranges, ram_size, low_size })
+        let roms_end = |from: u64, to: u64| {
+            ranges.iter().filter(|r| !r.writable && r.start < to && r.end > from).map(|r| r.end).max()
+        };
+        let clear_from = roms_end(0, low_size).unwrap_or(0);
+        let high_end = (1 << 32) + (ram_size - low_size);
+        let high_end = if roms_end(1 << 32, high_end).is_some() { 0 } else { high_end };
+        Ok(GuestMemory { map, base, ranges, ram_size, low_size, clear_from, high_end })
     }
 
     /// Bytes of RAM, ROM not counted.
@@ -119,30 +128,47 @@ impl GuestMemory {
         self.map.len() / PAGE_SIZE as usize
     }
 
-    #[inline]
-    fn locate(&self, address: u64) -> Option<(&Range, u64)> {
-        self.ranges.iter().find(|r| address >= r.start && address < r.end).map(|r| (r, r.offset + (address - r.start)))
+    /// The bytes that follow `address` in its range (at least 1), its offset in the mapping, and whether it is RAM.
+    #[inline(always)]
+    fn locate(&self, address: u64) -> Option<(u64, u64, bool)> {
+        if address >= self.clear_from && address < self.low_size {
+            return Some((self.low_size - address, address, true));
+        }
+        if address >= 1 << 32 && address < self.high_end {
+            return Some((self.high_end - address, self.low_size + (address - (1 << 32)), true));
+        }
+        self.locate_slowly(address)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn locate_slowly(&self, address: u64) -> Option<(u64, u64, bool)> {
+        let i = self.ranges.iter().position(|r| address >= r.start && address < r.end)?;
+        let r = &self.ranges[i];
+        // A ROM ahead in the list hides what follows it.
+        let end = self.ranges[..i].iter().map(|o| o.start).filter(|&s| s > address).fold(r.end, u64::min);
+        Some((end - address, r.offset + (address - r.start), r.writable))
     }
 
     /// The host page behind guest-physical `address`, or `None` if it is not RAM or ROM.
     #[inline]
     pub fn page(&self, address: u64) -> Option<HostPage> {
-        let (r, offset) = self.locate(address & !0xfff)?;
+        let (_, offset, writable) = self.locate(address & !0xfff)?;
         // SAFETY: `offset` is the page's start within the mapping, by `locate`.
-        Some(HostPage { pointer: unsafe { self.base.add(offset as usize) }, writable: r.writable })
+        Some(HostPage { pointer: unsafe { self.base.add(offset as usize) }, writable })
     }
 
     /// Index of the page behind guest-physical `address` (dense, below `page_count`).
     #[inline]
     pub fn page_index(&self, address: u64) -> Option<usize> {
-        self.locate(address & !0xfff).map(|(_, offset)| (offset / PAGE_SIZE) as usize)
+        self.locate(address & !0xfff).map(|(_, offset, _)| (offset / PAGE_SIZE) as usize)
     }
 
     /// Read a word that may cross pages; `None` if any byte of it is not RAM or ROM.
     #[inline]
     pub fn read<T: Word>(&self, address: u64) -> Option<T> {
-        let (r, offset) = self.locate(address)?;
-        if r.end - address >= T::SIZE as u64 {
+        let (room, offset, _) = self.locate(address)?;
+        if room >= T::SIZE as u64 {
             // SAFETY: offset .. offset + SIZE is within the range, hence the mapping; reads may be unaligned.
             return Some(unsafe { self.base.add(offset as usize).cast::<T>().read_unaligned() });
         }
@@ -157,9 +183,9 @@ impl GuestMemory {
     /// whoever writes on a guest's or device's behalf uses the machine's or processor's store path.
     #[inline]
     pub fn write<T: Word>(&self, address: u64, value: T) -> Option<()> {
-        let (r, offset) = self.locate(address)?;
-        if r.end - address >= T::SIZE as u64 {
-            if r.writable {
+        let (room, offset, writable) = self.locate(address)?;
+        if room >= T::SIZE as u64 {
+            if writable {
                 // SAFETY: as for `read`; the mapping is writable.
                 unsafe { self.base.add(offset as usize).cast::<T>().write_unaligned(value) };
             }

@@ -24,6 +24,10 @@ pub enum Bank {
 
 /// Banks for the root/host level and again for a guest of it, so that neither evicts the other.
 pub const BANKS: usize = 6;
+/// A bank that stays empty: in use while every access must take the slow path (alignment checks, data breakpoints).
+pub const BYPASS_BANK: usize = BANKS;
+/// Slots of the filter in front of `forbid_writes`.
+const WRITTEN_BITS: usize = 1 << 16;
 
 /// One translation. A tag that may not be used for an access holds `NEVER`.
 #[derive(Clone, Copy, Debug)]
@@ -47,11 +51,16 @@ impl TlbEntry {
 /// All banks of one processor.
 pub struct Tlb {
     entries: Box<[TlbEntry]>,
+    /// Bit set: some entry may hold a write tag for a physical page with that hash.
+    written: Box<[u64]>,
 }
 
 impl Default for Tlb {
     fn default() -> Tlb {
-        Tlb { entries: vec![TlbEntry::EMPTY; BANKS * BANK_ENTRIES].into_boxed_slice() }
+        Tlb {
+            entries: vec![TlbEntry::EMPTY; (BANKS + 1) * BANK_ENTRIES].into_boxed_slice(),
+            written: vec![0; WRITTEN_BITS / 64].into_boxed_slice(),
+        }
     }
 }
 
@@ -77,7 +86,37 @@ impl Tlb {
     /// The entry that `linear` maps to in `bank`.
     #[inline(always)]
     pub fn entry(&mut self, bank: usize, linear: u64) -> &mut TlbEntry {
-        &mut self.entries[(bank * BANK_ENTRIES + Self::slot(linear)) % (BANKS * BANK_ENTRIES)]
+        &mut self.entries[(bank * BANK_ENTRIES + Self::slot(linear)) % ((BANKS + 1) * BANK_ENTRIES)]
+    }
+
+    /// Enter a translation. `write`: the page may be written without a look at the slow path.
+    #[inline]
+    pub fn fill(&mut self, bank: usize, linear: u64, space: u64, physical: u64, host_page: *mut u8, write: bool) {
+        let tag = Tlb::tag(linear, 1, space);
+        if write {
+            let bit = Self::filter(physical);
+            self.written[bit / 64] |= 1 << (bit % 64);
+        }
+        *self.entry(bank, linear) = TlbEntry {
+            read: tag,
+            write: if write { tag } else { NEVER },
+            addend: (host_page as usize as u64).wrapping_sub(linear & PAGE_MASK),
+            physical: physical & PAGE_MASK,
+        };
+    }
+
+    fn filter(physical: u64) -> usize {
+        (physical >> 12 ^ physical >> 28) as usize & (WRITTEN_BITS - 1)
+    }
+
+    /// Drop what the banks hold for the 512 pages (2 MiB) around `linear`, in any space.
+    pub fn drop_large_page(&mut self, linear: u64) {
+        let first = linear & !0x1f_ffff;
+        for bank in 0..BANKS {
+            for page in 0..512 {
+                *self.entry(bank, first + page * 4096) = TlbEntry::EMPTY;
+            }
+        }
     }
 
     /// Drop whatever any bank holds for the page of `linear`, in any space.
@@ -89,6 +128,10 @@ impl Tlb {
 
     /// Take away the right to write without a look at the slow path, for every mapping of a physical page.
     pub fn forbid_writes(&mut self, physical: u64) {
+        let bit = Self::filter(physical);
+        if self.written[bit / 64] >> (bit % 64) & 1 == 0 {
+            return;
+        }
         let page = physical & PAGE_MASK;
         for e in self.entries.iter_mut().filter(|e| e.physical == page) {
             e.write = NEVER;
@@ -98,6 +141,7 @@ impl Tlb {
     /// Drop everything.
     pub fn clear(&mut self) {
         self.entries.fill(TlbEntry::EMPTY);
+        self.written.fill(0);
     }
 }
 
@@ -112,6 +156,8 @@ pub struct SpaceKey {
     pub root: u64,
     /// PCID, or 0.
     pub pcid: u16,
+    /// PKRU where protection keys are in force.
+    pub pkru: u32,
     /// Paging-mode bits (PG, PAE, LA57, PSE, NXE, WP, SMEP, SMAP, PKE …), packed by the processor.
     pub mode: u32,
 }
@@ -122,11 +168,13 @@ pub struct AddressSpaces {
     known: Vec<(SpaceKey, u16)>,
     next: u16,
     replace: usize,
+    /// Where in `known` a key with this hash was last seen.
+    hints: [u8; 64],
 }
 
 impl Default for AddressSpaces {
     fn default() -> AddressSpaces {
-        AddressSpaces { known: Vec::with_capacity(Self::KEYS), next: 1, replace: 0 }
+        AddressSpaces { known: Vec::with_capacity(Self::KEYS), next: 1, replace: 0, hints: [0; 64] }
     }
 }
 
@@ -136,8 +184,16 @@ impl AddressSpaces {
 
     /// The id for `key`, and whether the TLB must be cleared because ids ran out.
     pub fn id(&mut self, key: &SpaceKey) -> (u16, bool) {
-        if let Some(&(_, id)) = self.known.iter().find(|(k, _)| k == key) {
-            return (id, false);
+        let mix = key.root >> 12 ^ key.nested >> 12 ^ (key.tag as u64) << 1 ^ (key.pcid as u64) << 2 ^ key.mode as u64;
+        let hint = ((mix ^ mix >> 6 ^ mix >> 12) & 63) as usize;
+        if let Some((k, id)) = self.known.get(self.hints[hint] as usize)
+            && k == key
+        {
+            return (*id, false);
+        }
+        if let Some(at) = self.known.iter().position(|(k, _)| k == key) {
+            self.hints[hint] = at as u8;
+            return (self.known[at].1, false);
         }
         let wrapped = self.next > MAX_SPACE;
         if wrapped {
