@@ -109,6 +109,7 @@ pub struct Cpu {
     pub bank_index: usize,
     pub tlb: Tlb,
     pub spaces: AddressSpaces,
+    pub translations: crate::paging::Translations,
     pub shared: Rc<Shared>,
     /// Instructions retired when `budget` reads −MAX_BLOCK: `now = limit − (budget + MAX_BLOCK)`.
     pub(crate) limit: u64,
@@ -156,6 +157,7 @@ impl Cpu {
             bank_index: 1,
             tlb: Tlb::default(),
             spaces: AddressSpaces::default(),
+            translations: Default::default(),
             shared,
             limit: 0,
             bus,

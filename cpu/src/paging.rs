@@ -1,7 +1,14 @@
 //! From linear to guest-physical, and everything that follows from a change of mode.
 
-use undervisor_core::{Cr0, Cr4, Rflags, SegReg};
-use undervisor_mmu::{Bank, SpaceKey, Tlb};
+use undervisor_core::{Cr0, Cr4, Efer, Exception, Rflags, SegReg, Vendor};
+use undervisor_mmu::ept::{UnderEpt, right};
+use undervisor_mmu::npt::UnderNpt;
+use undervisor_mmu::tlb::BYPASS_BANK;
+use undervisor_mmu::walk::pdpte_reserved;
+use undervisor_mmu::{
+    Bank, Ept, EptExit, EptRequest, Limits, Npt, NptExit, NptRequest, PAGE_MASK, Paging, PagingMode, Plain, Request, SpaceKey,
+    Translation, WalkFault, walk,
+};
 
 use crate::cpu::{Cpu, Exec};
 use crate::decode::Mode;
@@ -23,35 +30,375 @@ impl Access {
     pub const SYSTEM_WRITE: Access = Access { write: true, fetch: false, system: true };
 }
 
-impl Cpu {
-    /// Translate for an access; fills the TLB. Faults are #PF (or a VM exit).
-    pub fn translate(&mut self, linear: u64, access: Access) -> Exec<u64> {
-        self.counters.tlb_misses += 1;
-        let physical = linear;
-        self.fill(linear, physical, access.write, access);
-        Ok(physical)
+/// Second-level translation in force.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Nested {
+    /// Guest-physical addresses are level-0 physical addresses.
+    #[default]
+    None,
+    Ept(Ept),
+    Npt(Npt),
+}
+
+/// A second-level fault, with what its exit must report.
+#[derive(Clone, Copy, Debug)]
+pub struct NestedFault {
+    pub cause: NestedCause,
+    /// The linear address being translated, if there was one (a PDPTE load has none).
+    pub linear: Option<u64>,
+    /// The access that the instruction made.
+    pub access: Access,
+    /// What the guest's own tables said, once they had been walked: `None` if the fault was on the way.
+    pub guest: Option<Translation>,
+}
+
+/// The second-level fault proper.
+#[derive(Clone, Copy, Debug)]
+pub enum NestedCause {
+    Ept(EptExit),
+    Npt(NptExit),
+}
+
+/// An entry of the instruction TLB.
+#[derive(Clone, Copy, Default)]
+struct FetchEntry {
+    tag: u64,
+    physical: u64,
+}
+
+const FETCH_ENTRIES: usize = 256;
+const LARGE_WORDS: usize = 64;
+
+/// Translation state of a processor, data TLB apart.
+pub struct Translations {
+    /// Second-level translation; set by the seam at world switches, followed by `mode_changed`.
+    pub nested: Nested,
+    /// In a guest of this processor: its translations live in TLB banks of their own.
+    pub guest: bool,
+    /// VPID or ASID; 0 for the host.
+    pub tag: u32,
+    /// Paging mode and rules, derived from the control registers.
+    pub paging: Paging,
+    fetches: Box<[[FetchEntry; FETCH_ENTRIES]; 2]>,
+    /// Which 2 MiB regions (hashed) have been mapped by a large page, so that INVLPG must drop more than one page.
+    large: [u64; LARGE_WORDS],
+    /// Likewise for regions of 1 GiB.
+    huge: u64,
+    limits: Limits,
+}
+
+impl Default for Translations {
+    fn default() -> Translations {
+        Translations {
+            nested: Nested::None,
+            guest: false,
+            tag: 0,
+            paging: Paging::default(),
+            fetches: Box::new([[FetchEntry::default(); FETCH_ENTRIES]; 2]),
+            large: [0; LARGE_WORDS],
+            huge: 0,
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Translations {
+    fn large_bit(linear: u64) -> (usize, u32) {
+        let region = linear >> 21;
+        let bit = (region ^ region >> 12) as usize % (LARGE_WORDS * 64);
+        (bit / 64, bit as u32 % 64)
     }
 
-    /// Enter a translation in the TLB of the current bank, unless the page must be reached through the slow path.
-    fn fill(&mut self, linear: u64, physical: u64, writable: bool, access: Access) {
-        if access.fetch || access.system || self.tlb_bypassed() || self.watched_physical(physical) {
+    fn huge_bit(linear: u64) -> u64 {
+        let region = linear >> 30;
+        1 << ((region ^ region >> 6 ^ region >> 12) & 63)
+    }
+
+    fn note_large(&mut self, linear: u64, page_bits: u8) {
+        match page_bits {
+            12 => {}
+            30 => self.huge |= Self::huge_bit(linear),
+            _ => {
+                let (word, bit) = Self::large_bit(linear);
+                self.large[word] |= 1 << bit;
+            }
+        }
+    }
+
+    fn clear(&mut self) {
+        for bank in self.fetches.iter_mut() {
+            bank.fill(FetchEntry::default());
+        }
+        self.large = [0; LARGE_WORDS];
+        self.huge = 0;
+    }
+}
+
+/// A complete translation.
+struct Found {
+    /// Level-0 physical address.
+    physical: u64,
+    readable: bool,
+    /// Writable without anything left to set.
+    writable: bool,
+}
+
+impl Cpu {
+    /// What the processor model says about physical addresses.
+    fn paging_limits(&self) -> Limits {
+        let amd = self.model.vendor == Vendor::Amd;
+        Limits { physical_bits: if amd { 48 } else { 46 }, gigabyte_pages: true, amd }
+    }
+
+    /// Translate for an access; fills the TLB. Faults are #PF (or a VM exit).
+    pub fn translate(&mut self, linear: u64, access: Access) -> Exec<u64> {
+        if access.fetch {
+            return self.translate_fetch(linear);
+        }
+        let bank = if access.system { self.supervisor_bank() } else { self.bank_index };
+        let e = self.tlb.entry(bank, linear);
+        if (if access.write { e.write } else { e.read }) == (linear & PAGE_MASK | self.space) {
+            return Ok(e.physical | linear & 0xfff);
+        }
+        self.counters.tlb_misses += 1;
+        let found = self.walk(linear, access)?;
+        self.fill(bank, linear, &found);
+        Ok(found.physical)
+    }
+
+    /// The bank of implicit supervisor accesses: SMAP always applies to them.
+    fn supervisor_bank(&self) -> usize {
+        Bank::Supervisor as usize + if self.translations.guest { 3 } else { 0 }
+    }
+
+    /// Enter a translation in the TLB, unless the page must be reached through the slow path.
+    #[inline]
+    fn fill(&mut self, bank: usize, linear: u64, found: &Found) {
+        if !found.readable || self.watched_physical(found.physical) {
             return;
         }
-        let Some(page) = self.shared.memory.page(physical) else {
+        let Some(page) = self.shared.memory.page(found.physical) else {
             return;
         };
-        let code = self.shared.memory.page_index(physical).is_some_and(|i| self.shared.code().is_code(i));
-        let tag = Tlb::tag(linear, 1, self.space);
-        let e = self.tlb.entry(self.bank_index, linear);
-        e.read = tag;
-        e.write = if writable && page.writable && !code { tag } else { undervisor_mmu::tlb::NEVER };
-        e.addend = (page.pointer as usize as u64).wrapping_sub(linear & !0xfff);
-        e.physical = physical & !0xfff;
+        let code = self.shared.code().is_code(self.shared.memory.index_of(page.pointer));
+        let write = found.writable && page.writable && !code;
+        self.tlb.fill(bank, linear, self.space, found.physical, page.pointer, write);
     }
 
     /// Translate an instruction fetch.
     pub fn translate_fetch(&mut self, linear: u64) -> Exec<u64> {
-        self.translate(linear, Access::FETCH)
+        let tag = linear & PAGE_MASK | self.space;
+        let slot = (linear >> 12) as usize % FETCH_ENTRIES;
+        let user = usize::from(self.state.cpl == 3);
+        let e = &self.translations.fetches[user][slot];
+        if e.tag == tag {
+            return Ok(e.physical | linear & 0xfff);
+        }
+        let found = self.walk(linear, Access::FETCH)?;
+        self.translations.fetches[user][slot] = FetchEntry { tag, physical: found.physical & PAGE_MASK };
+        Ok(found.physical)
+    }
+
+    /// Walk the page tables, both levels of them.
+    fn walk(&mut self, linear: u64, access: Access) -> Exec<Found> {
+        let shared = self.shared.clone();
+        let memory = &shared.memory;
+        let wrote = |physical: u64| {
+            if let Some(index) = memory.page_index(physical) {
+                shared.code().written(index, (physical & 0xfff) as usize, 8);
+            }
+        };
+        let user = self.state.cpl == 3 && !access.system;
+        let request = Request {
+            linear,
+            write: access.write,
+            fetch: access.fetch,
+            user,
+            smap_off: !user && !access.system && self.state.flag(Rflags::AC),
+        };
+        let t = &mut self.translations;
+        let (guest, cause) = match &mut t.nested {
+            Nested::None => match walk(&mut Plain { memory, wrote: &wrote }, &t.paging, &request) {
+                Ok(found) => {
+                    t.note_large(linear, found.page_bits);
+                    return Ok(Found { physical: found.physical, readable: true, writable: found.write_ready });
+                }
+                Err(WalkFault::Page(code)) => return Err(self.raise(Exception::page_fault(code, linear))),
+                Err(WalkFault::Nested(never)) => match never {},
+            },
+            Nested::Ept(ept) => match walk(&mut UnderEpt { memory, wrote: &wrote, ept }, &t.paging, &request) {
+                Ok(found) => {
+                    let request = EptRequest {
+                        address: found.physical,
+                        read: !access.write && !access.fetch,
+                        write: access.write,
+                        fetch: access.fetch,
+                        user: found.user,
+                    };
+                    match ept.translate(memory, &wrote, &request) {
+                        Ok(nested) => {
+                            t.note_large(linear, found.page_bits);
+                            return Ok(Found {
+                                physical: nested.physical,
+                                readable: nested.rights & right::READ != 0,
+                                writable: found.write_ready && nested.rights & right::WRITE != 0 && nested.dirty,
+                            });
+                        }
+                        Err(fault) => (Some(found), NestedCause::Ept(EptExit { fault, request, table: false })),
+                    }
+                }
+                Err(WalkFault::Page(code)) => return Err(self.raise(Exception::page_fault(code, linear))),
+                Err(WalkFault::Nested(exit)) => (None, NestedCause::Ept(exit)),
+            },
+            Nested::Npt(npt) => match walk(&mut UnderNpt { memory, wrote: &wrote, npt }, &t.paging, &request) {
+                Ok(found) => {
+                    let request = NptRequest { address: found.physical, write: access.write, fetch: access.fetch, user };
+                    match npt.translate(memory, &wrote, &request, false) {
+                        Ok(nested) => {
+                            t.note_large(linear, found.page_bits);
+                            return Ok(Found {
+                                physical: nested.physical,
+                                readable: true,
+                                writable: found.write_ready && nested.write_ready,
+                            });
+                        }
+                        Err(exit) => (Some(found), NestedCause::Npt(exit)),
+                    }
+                }
+                Err(WalkFault::Page(code)) => return Err(self.raise(Exception::page_fault(code, linear))),
+                Err(WalkFault::Nested(exit)) => (None, NestedCause::Npt(exit)),
+            },
+        };
+        Err(self.nested_fault(&NestedFault { cause, linear: Some(linear), access, guest }))
+    }
+
+    /// Level-0 address of a guest-physical one that the processor itself accesses (PDPTE loads); exits if there is none.
+    pub fn translate_physical(&mut self, physical: u64, access: Access) -> Exec<u64> {
+        let shared = self.shared.clone();
+        let memory = &shared.memory;
+        let wrote = |physical: u64| {
+            if let Some(index) = memory.page_index(physical) {
+                shared.code().written(index, (physical & 0xfff) as usize, 8);
+            }
+        };
+        let cause = match &mut self.translations.nested {
+            Nested::None => return Ok(physical),
+            Nested::Ept(ept) => {
+                let request =
+                    EptRequest { address: physical, read: !access.write, write: access.write, fetch: false, user: false };
+                match ept.translate(memory, &wrote, &request) {
+                    Ok(t) => return Ok(t.physical),
+                    Err(fault) => NestedCause::Ept(EptExit { fault, request, table: false }),
+                }
+            }
+            Nested::Npt(npt) => {
+                let request = NptRequest { address: physical, write: access.write, fetch: false, user: true };
+                match npt.translate(memory, &wrote, &request, false) {
+                    Ok(t) => return Ok(t.physical),
+                    Err(exit) => NestedCause::Npt(exit),
+                }
+            }
+        };
+        Err(self.nested_fault(&NestedFault { cause, linear: None, access, guest: None }))
+    }
+
+    /// Load the PDPTE registers from the table at CR3 (SDM vol. 3, PDPTE Registers): #GP(0) if one is present with reserved bits
+    /// set, and then nothing has changed. Does nothing but with `cr0`, `cr4` and EFER in PAE paging, the values that are about
+    /// to be in force.
+    pub fn load_pdptes(&mut self, cr3: u64, cr0: Cr0, cr4: Cr4) -> Exec {
+        if !cr0.contains(Cr0::PG) || !cr4.contains(Cr4::PAE) || self.state.efer.contains(Efer::LMA) {
+            return Ok(());
+        }
+        if matches!(self.translations.nested, Nested::Npt(_)) {
+            // Under nested paging the PDPTEs are read by each walk (APM vol. 2, Nested Paging, Legacy PAE).
+            return Ok(());
+        }
+        let at = self.translate_physical(cr3 & 0xffff_ffe0, Access::SYSTEM_READ)?;
+        let mut entries = [0; 4];
+        let reserved = pdpte_reserved(self.paging_limits().physical_bits);
+        for (i, e) in entries.iter_mut().enumerate() {
+            *e = self.shared.memory.read::<u64>(at + 8 * i as u64).unwrap_or(u64::MAX);
+            if *e & 1 != 0 && *e & reserved != 0 {
+                return Err(self.gp(0));
+            }
+        }
+        self.state.pdpte = entries;
+        Ok(())
+    }
+
+    // ---- invalidation ------------------------------------------------------------------------------------------------
+
+    /// CR3 has been loaded (`state.cr3` is the new value without bit 63). `keep`: bit 63 was set with CR4.PCIDE on, so
+    /// translations of the new PCID stay.
+    pub fn cr3_written(&mut self, keep: bool) {
+        if !keep {
+            let tag = self.translations.tag;
+            let pcid = if self.state.cr4.contains(Cr4::PCIDE) { (self.state.cr3 & 0xfff) as u16 } else { 0 };
+            self.spaces.forget(|k| k.tag == tag && k.pcid == pcid);
+        }
+        self.mode_changed();
+    }
+
+    /// Forget every translation of the current VPID or ASID; global ones are only ever dropped with the rest, so `globals` may
+    /// as well be true.
+    pub fn flush_all(&mut self, _globals: bool) {
+        let tag = self.translations.tag;
+        self.flush_spaces(|k| k.tag == tag);
+    }
+
+    /// Forget the spaces that `stale` names (INVEPT, INVVPID, TLB_CONTROL).
+    pub fn flush_spaces(&mut self, stale: impl FnMut(&SpaceKey) -> bool) {
+        self.spaces.forget(stale);
+        self.mode_changed();
+    }
+
+    /// INVLPG: forget the page of `linear`, of whatever size, in every space.
+    pub fn flush_page(&mut self, linear: u64) {
+        let t = &mut self.translations;
+        if t.huge & Translations::huge_bit(linear) != 0 {
+            // In a 1 GiB page, perhaps: its fragments may be anywhere.
+            self.flush_all(true);
+            self.tlb.drop_page(linear);
+            return;
+        }
+        let mut large = false;
+        // 4 MiB pages cover two regions.
+        for region in [linear & !0x3f_ffff, linear | 0x20_0000] {
+            let (word, bit) = Translations::large_bit(region);
+            if t.large[word] >> bit & 1 != 0 {
+                large = true;
+                self.tlb.drop_large_page(region);
+            }
+        }
+        if large {
+            for bank in t.fetches.iter_mut() {
+                bank.fill(FetchEntry::default());
+            }
+            self.jumps.clear();
+        }
+        self.tlb.drop_page(linear);
+        for bank in t.fetches.iter_mut() {
+            bank[(linear >> 12) as usize % FETCH_ENTRIES] = FetchEntry::default();
+        }
+        self.jumps.drop_page(linear);
+    }
+
+    /// INVPCID, once checked (SDM vol. 2, INVPCID).
+    pub fn invpcid(&mut self, kind: u64, pcid: u16, linear: u64) {
+        let tag = self.translations.tag;
+        match kind {
+            0 => self.flush_page(linear),
+            1 => self.flush_spaces(|k| k.tag == tag && k.pcid == pcid),
+            _ => self.flush_all(kind == 2),
+        }
+    }
+
+    /// PKRU has changed.
+    #[inline]
+    pub fn pkru_changed(&mut self) {
+        if self.state.cr4.contains(Cr4::PKE) {
+            self.mode_changed();
+        }
     }
 
     /// Linear address of an offset in CS.
@@ -122,14 +469,15 @@ impl Cpu {
     }
 
     /// Bring everything that is derived from the architectural state up to date: decode mode, TLB bank, space id, fetch tag.
-    /// Call after any change of CR0, CR3, CR4, EFER, XCR0, CS, SS, DS, ES, CPL, EFLAGS.VM/AC, or of the level.
+    /// Call after any change of CR0, CR3, CR4, EFER, XCR0, PKRU, CS, SS, DS, ES, CPL, EFLAGS.VM/AC, or of the level.
     pub fn mode_changed(&mut self) {
-        self.mode = Mode::of(self);
+        self.update_paging();
         let key = self.space_key();
         let (id, wrapped) = self.spaces.id(&key);
         if wrapped {
             self.tlb.clear();
             self.jumps.clear();
+            self.translations.clear();
             self.counters.space_flushes += 1;
         }
         self.space = id as u64;
@@ -146,13 +494,93 @@ impl Cpu {
         } else {
             Bank::Supervisor
         };
-        self.bank_index = bank as usize;
-        self.bank = self.tlb.bank_pointer(self.bank_index);
+        self.bank_index = bank as usize + if self.translations.guest { 3 } else { 0 };
+        let bank = if self.tlb_bypassed() { BYPASS_BANK } else { self.bank_index };
+        self.bank = self.tlb.bank_pointer(bank);
         self.fetch_tag = self.space | (self.mode.0 as u64) << 16 | (self.state.cpl as u64) << 12 | 1 << 62;
+    }
+
+    /// Work out the paging mode and its rules from the control registers.
+    fn update_paging(&mut self) {
+        let limits = self.paging_limits();
+        let s = &self.state;
+        let (cr0, cr4, efer) = (s.cr0, s.cr4, s.efer);
+        let long = efer.contains(Efer::LMA);
+        let mode = if !cr0.contains(Cr0::PG) {
+            PagingMode::Off
+        } else if !cr4.contains(Cr4::PAE) {
+            PagingMode::Bits32
+        } else if !long {
+            PagingMode::Pae
+        } else if cr4.contains(Cr4::LA57) {
+            PagingMode::Level5
+        } else {
+            PagingMode::Level4
+        };
+        let p = &mut self.translations.paging;
+        let nxe = efer.contains(Efer::NXE);
+        let stale = p.mode != mode || p.nxe != nxe || self.translations.limits != limits;
+        p.mode = mode;
+        p.nxe = nxe;
+        p.root = match mode {
+            PagingMode::Level4 | PagingMode::Level5 => s.cr3 & 0x000f_ffff_ffff_f000,
+            PagingMode::Pae => s.cr3 & 0xffff_ffe0,
+            _ => s.cr3 & 0xffff_f000,
+        };
+        p.pdpte = s.pdpte;
+        p.pdpte_in_memory = matches!(self.translations.nested, Nested::Npt(_));
+        p.wp = cr0.contains(Cr0::WP);
+        p.smep = cr4.contains(Cr4::SMEP);
+        p.smap = cr4.contains(Cr4::SMAP);
+        p.pse = cr4.contains(Cr4::PSE);
+        p.pke = long && cr4.contains(Cr4::PKE);
+        p.pkru = if p.pke { s.pkru } else { 0 };
+        if stale {
+            p.prepare(&limits);
+            self.translations.limits = limits;
+        }
     }
 
     /// What selects the current translations.
     fn space_key(&self) -> SpaceKey {
-        SpaceKey::default()
+        let t = &self.translations;
+        let p = &t.paging;
+        let nested = match &t.nested {
+            Nested::None => 0,
+            Nested::Ept(e) => {
+                let flags =
+                    1 | u64::from(e.accessed_dirty) << 1 | u64::from(e.mode_based_execute) << 2 | (e.levels as u64) << 3;
+                e.root & PAGE_MASK | flags << 56 | u64::from(e.pml.is_some()) << 63
+            }
+            Nested::Npt(n) => {
+                let flags = 1 | (n.paging.mode as u64) << 1 | u64::from(n.paging.nxe) << 4;
+                n.paging.root | flags << 56 | u64::from(n.guest_mode_execute_trap) << 63
+            }
+        };
+        let (mut root, mut pcid) = (p.root, 0);
+        match p.mode {
+            PagingMode::Off => root = 0,
+            PagingMode::Level4 | PagingMode::Level5 if self.state.cr4.contains(Cr4::PCIDE) => {
+                pcid = (self.state.cr3 & 0xfff) as u16;
+            }
+            // The PDPTE registers select translations too, and a VM entry may change them alone.
+            PagingMode::Pae => {
+                let mix = p.pdpte.iter().fold(0u64, |h, e| (h ^ e).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23));
+                root |= mix & !0xffff_ffff;
+            }
+            _ => {}
+        }
+        let mode = p.mode as u32
+            | u32::from(p.nxe) << 4
+            | u32::from(p.wp) << 5
+            | u32::from(p.smep) << 6
+            | u32::from(p.smap) << 7
+            | u32::from(p.pse) << 8
+            | u32::from(p.pke) << 9
+            | u32::from(t.guest) << 10;
+        SpaceKey { nested, tag: t.tag, root, pcid, pkru: p.pkru, mode }
     }
 }
+
+#[cfg(test)]
+mod tests;

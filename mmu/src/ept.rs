@@ -109,10 +109,8 @@ impl Ept {
 
     /// Translate a guest-physical address. Sets accessed and dirty flags only if the access is allowed.
     pub fn translate(&mut self, memory: &GuestMemory, wrote: &dyn Fn(u64), r: &EptRequest) -> Result<EptTranslation, EptFault> {
-        let present = right::READ
-            | right::WRITE
-            | right::EXECUTE
-            | if self.mode_based_execute { right::EXECUTE_USER } else { 0 };
+        let present =
+            right::READ | right::WRITE | right::EXECUTE | if self.mode_based_execute { right::EXECUTE_USER } else { 0 };
         let mut visited = [(0u64, 0u64); 6];
         let mut rights = right::ALL;
         let mut table = self.root;
@@ -228,5 +226,89 @@ impl PhysicalSpace for UnderEpt<'_> {
     fn update(&mut self, address: u64, physical: u64, size: usize, old: u64, new: u64) -> Result<bool, EptExit> {
         self.reach(address, true)?;
         Ok(update_entry(self.memory, self.wrote, physical, size, old, new))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory() -> GuestMemory {
+        let m = GuestMemory::new(1 << 20, 1 << 20, &[]).expect("a small guest memory");
+        for (at, e) in [(0x1000, 0x2007), (0x2000, 0x3007), (0x3000, 0x4007), (0x4028, 0x9037)] {
+            m.write::<u64>(at, e).expect("RAM");
+        }
+        m
+    }
+
+    const EPT: Ept = Ept {
+        root: 0x1000,
+        levels: 4,
+        accessed_dirty: false,
+        mode_based_execute: false,
+        execute_only: true,
+        gigabyte_pages: true,
+        physical_bits: 40,
+        pml: None,
+    };
+    const READ: EptRequest = EptRequest { address: 0x5123, read: true, write: false, fetch: false, user: false };
+    const WRITE: EptRequest = EptRequest { read: false, write: true, ..READ };
+    const FETCH: EptRequest = EptRequest { read: false, fetch: true, ..READ };
+
+    fn go(m: &GuestMemory, e: Ept, r: &EptRequest) -> Result<u64, EptFault> {
+        let mut e = e;
+        e.translate(m, &|_| {}, r).map(|t| t.physical)
+    }
+
+    #[test]
+    fn rights_and_misconfigurations() {
+        let m = memory();
+        assert_eq!(go(&m, EPT, &WRITE), Ok(0x9123));
+        let leaf = |e: u64| m.write::<u64>(0x4028, e).expect("RAM");
+        let violation = |rights, convertible| Err(EptFault::Violation { rights, convertible });
+        leaf(0x9031);
+        assert_eq!(go(&m, EPT, &WRITE), violation(1, true));
+        assert_eq!(go(&m, EPT, &FETCH), violation(1, true));
+        leaf(0x9031 | SUPPRESS_VE);
+        assert_eq!(go(&m, EPT, &WRITE), violation(1, false));
+        leaf(0x9034);
+        assert_eq!(go(&m, EPT, &FETCH), Ok(0x9123));
+        assert_eq!(go(&m, EPT, &READ), violation(4, true));
+        assert_eq!(go(&m, Ept { execute_only: false, ..EPT }, &FETCH), Err(EptFault::Misconfiguration));
+        leaf(0);
+        assert_eq!(go(&m, EPT, &READ), violation(0, true));
+        leaf(SUPPRESS_VE);
+        assert_eq!(go(&m, EPT, &READ), violation(0, false));
+        for e in [0x9032, 0x9036, 0x9017, 0x901f, 0x903f, 0x9037 | 1 << 40] {
+            leaf(e);
+            assert_eq!(go(&m, EPT, &READ), Err(EptFault::Misconfiguration), "{e:#x}");
+        }
+        leaf(0x9037);
+        for (at, e) in [(0x1000, 0x200f), (0x1000, 0x2087), (0x3000, 0x4047), (0x3000, 0x60_1087), (0x2000, 0x4000_10b7)] {
+            let old = m.read::<u64>(at).expect("RAM");
+            m.write::<u64>(at, e).expect("RAM");
+            assert_eq!(go(&m, EPT, &READ), Err(EptFault::Misconfiguration), "{e:#x}");
+            m.write::<u64>(at, old).expect("RAM");
+        }
+        let user = EptRequest { user: true, ..FETCH };
+        let mbe = Ept { mode_based_execute: true, ..EPT };
+        assert_eq!(go(&m, mbe, &FETCH), Ok(0x9123));
+        assert_eq!(go(&m, mbe, &user), violation(7, true));
+    }
+
+    #[test]
+    fn accessed_dirty_and_log() {
+        let m = memory();
+        let mut e = Ept { accessed_dirty: true, pml: Some(Pml { address: 0x8000, index: 1 }), ..EPT };
+        assert!(e.translate(&m, &|_| {}, &READ).is_ok());
+        assert_eq!(m.read::<u64>(0x4028), Some(0x9137));
+        assert_eq!(m.read::<u64>(0x1000), Some(0x2107));
+        assert!(e.translate(&m, &|_| {}, &WRITE).is_ok());
+        assert_eq!(m.read::<u64>(0x4028), Some(0x9337));
+        assert_eq!((m.read::<u64>(0x8008), e.pml.map(|p| p.index)), (Some(0x5000), Some(0)));
+        m.write::<u64>(0x4028, 0x9037).expect("RAM");
+        e.pml = Some(Pml { address: 0x8000, index: 0xffff });
+        assert_eq!(e.translate(&m, &|_| {}, &WRITE), Err(EptFault::LogFull));
+        assert_eq!(m.read::<u64>(0x4028), Some(0x9037));
     }
 }

@@ -102,9 +102,8 @@ impl GuestMemory {
         if ram_size > low_size {
             ranges.push(Range { start: 1 << 32, end: (1 << 32) + ram_size - low_size, offset: low_size, writable: true });
         }
-        let roms_end = |from: u64, to: u64| {
-            ranges.iter().filter(|r| !r.writable && r.start < to && r.end > from).map(|r| r.end).max()
-        };
+        let roms_end =
+            |from: u64, to: u64| ranges.iter().filter(|r| !r.writable && r.start < to && r.end > from).map(|r| r.end).max();
         let clear_from = roms_end(0, low_size).unwrap_or(0);
         let high_end = (1 << 32) + (ram_size - low_size);
         let high_end = if roms_end(1 << 32, high_end).is_some() { 0 } else { high_end };

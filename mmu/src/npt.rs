@@ -50,13 +50,8 @@ impl Npt {
         table: bool,
     ) -> Result<Translation, NptExit> {
         let gmet = self.guest_mode_execute_trap;
-        let request = Request {
-            linear: r.address,
-            write: r.write,
-            fetch: r.fetch,
-            user: !(gmet && r.fetch && !r.user),
-            smap_off: true,
-        };
+        let request =
+            Request { linear: r.address, write: r.write, fetch: r.fetch, user: !(gmet && r.fetch && !r.user), smap_off: true };
         // GMET: a supervisor fetch from a page that user mode may reach is what SMEP forbids.
         let paging = if gmet && r.fetch { &Paging { smep: !r.user, ..self.paging } } else { &self.paging };
         walk(&mut Plain { memory, wrote }, paging, &request).map_err(|fault| {
@@ -64,10 +59,7 @@ impl Npt {
                 WalkFault::Page(code) => code as u64,
                 WalkFault::Nested(never) => match never {},
             };
-            NptExit {
-                guest_physical: r.address,
-                error_code: code | npf::USER | if table { npf::TABLE } else { npf::FINAL },
-            }
+            NptExit { guest_physical: r.address, error_code: code | npf::USER | if table { npf::TABLE } else { npf::FINAL } }
         })
     }
 }

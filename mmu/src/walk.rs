@@ -436,3 +436,6 @@ fn walk32<S: PhysicalSpace>(space: &mut S, p: &Paging, r: &Request) -> Result<Op
         write_ready: dirty && (r.write || p.violation(&rights, &Request { write: true, fetch: false, ..*r }).is_none()),
     }))
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,8 @@ pub mod vmx;
 
 use undervisor_core::{Event, Exception, Intercept, Rflags, Vendor};
 
-use crate::cpu::{Cpu, Exec};
+use crate::cpu::{Cpu, Exec, Stop};
+use crate::paging::{NestedCause, NestedFault};
 
 /// Virtualization state of a processor.
 #[derive(Debug, Default)]
@@ -104,6 +105,15 @@ impl Cpu {
         match self.model.vendor {
             Vendor::Intel => self.vmx_intercept_triple_fault(),
             Vendor::Amd => self.svm_intercept_triple_fault(),
+        }
+    }
+
+    /// The second-level translation of an access failed. Always exits (or becomes #VE).
+    #[cold]
+    pub fn nested_fault(&mut self, fault: &NestedFault) -> Stop {
+        match &fault.cause {
+            NestedCause::Ept(exit) => self.vmx_ept_exit(exit, fault),
+            NestedCause::Npt(exit) => self.svm_nested_page_fault(exit, fault),
         }
     }
 

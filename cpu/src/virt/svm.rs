@@ -1,15 +1,20 @@
 //! SVM's side of the seam.
 
 use undervisor_core::{Event, Intercept};
+use undervisor_mmu::NptExit;
 
 use super::{InitAction, Point, TaskSwitch};
-use crate::cpu::{Cpu, Exec};
+use crate::cpu::{Cpu, Exec, Stop};
+use crate::paging::NestedFault;
 
 /// SVM state of a processor.
 #[derive(Debug, Default)]
 pub struct SvmSeam {}
 
 impl Cpu {
+    pub(super) fn svm_nested_page_fault(&mut self, _: &NptExit, _: &NestedFault) -> Stop {
+        Stop::Again
+    }
     pub(super) fn svm_intercept(&mut self, _: Intercept) -> Exec {
         Ok(())
     }

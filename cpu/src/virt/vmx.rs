@@ -1,15 +1,20 @@
 //! VMX's side of the seam.
 
 use undervisor_core::{Event, Intercept};
+use undervisor_mmu::EptExit;
 
 use super::{InitAction, Point, TaskSwitch};
-use crate::cpu::{Cpu, Exec};
+use crate::cpu::{Cpu, Exec, Stop};
+use crate::paging::NestedFault;
 
 /// VMX state of a processor.
 #[derive(Debug, Default)]
 pub struct VmxSeam {}
 
 impl Cpu {
+    pub(super) fn vmx_ept_exit(&mut self, _: &EptExit, _: &NestedFault) -> Stop {
+        Stop::Again
+    }
     pub(super) fn vmx_intercept(&mut self, _: Intercept) -> Exec {
         Ok(())
     }
