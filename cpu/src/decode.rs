@@ -231,8 +231,9 @@ impl Cpu {
             return true;
         }
         if !self.model().allows(insn) {
-            b.push_slow(Row::ends(exec::undefined), insn, index);
-            return true;
+            let row = exec::misc::without_feature(insn).unwrap_or(Row::ends(exec::undefined));
+            b.push_slow(row, insn, index);
+            return row.ends;
         }
         if !general && let Some(ended) = hot::translate(b, insn, index, cx) {
             return ended;

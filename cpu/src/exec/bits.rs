@@ -95,10 +95,10 @@ fn scan(cpu: &mut Cpu, insn: &Instruction, f: fn(u64) -> u64) -> Exec {
     Ok(())
 }
 
-fn bsf(cpu: &mut Cpu, insn: &Instruction) -> Exec {
+pub(super) fn bsf(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     scan(cpu, insn, |v| v.trailing_zeros() as u64)
 }
-fn bsr(cpu: &mut Cpu, insn: &Instruction) -> Exec {
+pub(super) fn bsr(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     scan(cpu, insn, |v| 63 - v.leading_zeros() as u64)
 }
 

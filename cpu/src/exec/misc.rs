@@ -15,6 +15,8 @@ pub fn lookup(insn: &Instruction) -> Option<Row> {
         | M::Reservednop
         | M::Endbr32
         | M::Endbr64
+        | M::Rdsspd
+        | M::Rdsspq
         | M::Prefetch
         | M::Prefetchw
         | M::Prefetchwt1
@@ -36,6 +38,27 @@ pub fn lookup(insn: &Instruction) -> Option<Row> {
         M::Bound => Row::new(bound),
         M::Salc => Row::new(salc),
         M::Ud0 | M::Ud1 | M::Ud2 => Row::ends(super::undefined),
+        _ => return None,
+    })
+}
+
+/// What an encoding does on a processor without the feature behind it, if not #UD: hints live in encodings that were NOPs
+/// before, and a mandatory prefix that means nothing is ignored.
+pub fn without_feature(insn: &Instruction) -> Option<Row> {
+    Some(match insn.mnemonic() {
+        M::Endbr32
+        | M::Endbr64
+        | M::Rdsspd
+        | M::Rdsspq
+        | M::Prefetch
+        | M::Prefetchw
+        | M::Prefetchwt1
+        | M::Cldemote
+        | M::Reservednop
+        | M::Nop
+        | M::Pause => Row::new(nop),
+        M::Tzcnt => Row::new(super::bits::bsf),
+        M::Lzcnt => Row::new(super::bits::bsr),
         _ => return None,
     })
 }

@@ -20,7 +20,7 @@ pub fn lookup(insn: &Instruction) -> Option<Row> {
         M::Popa | M::Popad => Row::new(popa),
         M::Enter => Row::new(enter),
         M::Leave => Row::new(leave),
-        M::Pushf | M::Pushfd | M::Pushfq => Row::ends(pushf),
+        M::Pushf | M::Pushfd | M::Pushfq => Row::new(pushf),
         M::Popf | M::Popfd | M::Popfq => Row::ends(popf),
         _ => return None,
     })

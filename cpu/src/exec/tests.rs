@@ -411,6 +411,10 @@ fn undefined_and_hints() {
     {
         step(&mut c, bytes).unwrap();
     }
+    // rdsspq rax keeps rax without shadow stacks.
+    set(&mut c, &[(RAX, 7)]);
+    step(&mut c, &[0xf3, 0x48, 0x0f, 0x1e, 0xc8]).unwrap();
+    assert_eq!(c.state.gpr(RAX), 7);
     // rdrand rax twice: different, repeatable.
     step(&mut c, &[0x48, 0x0f, 0xc7, 0xf0]).unwrap();
     let first = c.state.gpr(RAX);
