@@ -69,6 +69,8 @@ pub struct CodeCache {
     /// Grows by one for each new code page; see `Cpu::sync_code`.
     pub new_code_pages: Vec<u64>,
     live: usize,
+    /// A block that runs without being in the cache, and the pages it was decoded from.
+    transient: Option<(NonNull<Block>, usize, usize)>,
 }
 
 /// Blocks kept before the cache is emptied.
@@ -84,6 +86,7 @@ impl CodeCache {
             generation: 0,
             new_code_pages: Vec::new(),
             live: 0,
+            transient: None,
         }
     }
 
@@ -134,6 +137,22 @@ impl CodeCache {
         }
     }
 
+    /// `block` is about to run without being inserted: stores to its bytes must stop it all the same.
+    /// The caller keeps it alive until [`CodeCache::end_transient`].
+    pub fn begin_transient(&mut self, index: usize, second: Option<usize>, block: &Block) {
+        let offset = (block.physical & 0xfff) as u32;
+        let first_bytes = block.bytes.min(0x1000 - offset);
+        self.mark(index, block.physical & !0xfff, offset, first_bytes);
+        if let (Some(second), Some(page)) = (second, block.second_page) {
+            self.mark(second, page, 0, block.bytes - first_bytes);
+        }
+        self.transient = Some((NonNull::from(block), index, second.unwrap_or(index)));
+    }
+
+    pub fn end_transient(&mut self) {
+        self.transient = None;
+    }
+
     fn mark(&mut self, index: usize, physical: u64, offset: u32, bytes: u32) {
         let page = self.pages[index].get_or_insert_default();
         if page.lines == 0 {
@@ -169,17 +188,28 @@ impl CodeCache {
                 self.invalidate(from);
             }
         }
-        let any = !page.blocks.is_empty() || !page.crossed_from.is_empty();
+        let mut any = !page.blocks.is_empty() || !page.crossed_from.is_empty();
+        if let Some((block, first, second)) = self.transient
+            && (first == index || second == index)
+        {
+            any = true;
+            Self::kill(Self::borrow(&block));
+        }
         for &block in page.blocks.values() {
             self.bury(block);
         }
         any
     }
 
-    fn bury(&mut self, block: NonNull<Block>) {
-        for op in &Self::borrow(&block).ops {
+    /// Make every op of a block leave the chain.
+    fn kill(block: &Block) {
+        for op in &block.ops {
             op.handler.set(crate::hot::stale as Handler);
         }
+    }
+
+    fn bury(&mut self, block: NonNull<Block>) {
+        Self::kill(Self::borrow(&block));
         self.live -= 1;
         self.graveyard.push(block);
     }

@@ -85,6 +85,8 @@ impl Cpu {
         let rip = self.state.rip();
         if most == MAX_BLOCK
             && let Some(op) = self.jumps.find(rip, self.fetch_tag)
+            // A block may have died after the jump cache learnt of it.
+            && !self.is_stale(op)
         {
             return self.chain(op);
         }
@@ -109,7 +111,7 @@ impl Cpu {
                 let second = block.second_page.and_then(|p| self.shared.memory.page_index(p));
                 if block.second_page.is_some() && second.is_none() {
                     // Runs into MMIO space: use it once.
-                    return self.chain_once(block);
+                    return self.chain_once(block, Some(index));
                 }
                 let block = shared.code().insert(index, second, self.mode, block);
                 self.sync_code();
@@ -128,7 +130,7 @@ impl Cpu {
             }
         }
         let block = self.decode(physical, most)?;
-        self.chain_once(block)
+        self.chain_once(block, index)
     }
 
     /// Whether a cached block may be entered at `rip`: it must lie below the segment limit, and an instruction that crosses
@@ -145,8 +147,16 @@ impl Cpu {
         Ok(self.translate_fetch(next)? & !0xfff == second)
     }
 
-    fn chain_once(&mut self, block: crate::cache::Block) -> Exec {
+    /// Run a block that is not in the cache. `index`: its page, if it lies in RAM.
+    fn chain_once(&mut self, block: crate::cache::Block, index: Option<usize>) -> Exec {
+        let shared = self.shared.clone();
+        if let Some(index) = index {
+            let second = block.second_page.and_then(|p| shared.memory.page_index(p));
+            shared.code().begin_transient(index, second, &block);
+            self.sync_code();
+        }
         let result = self.chain(block.entry());
+        shared.code().end_transient();
         self.restore_patched();
         self.current = std::ptr::null();
         result
