@@ -128,6 +128,10 @@ pub struct Cpu {
     pub(crate) seen_code_pages: usize,
     pub counters: Counters,
     pub apic: LocalApic,
+    /// Other processors run on this thread: a spinning one should give up its turn.
+    pub crowded: bool,
+    /// PAUSEs since the last turn given up.
+    pub spins: u32,
     /// State of the generator behind RDRAND and RDSEED.
     pub random: u64,
     pub virt: crate::virt::Virt,
@@ -169,6 +173,8 @@ impl Cpu {
             seen_code_pages: 0,
             counters: Counters::default(),
             apic: LocalApic::new(id as u32),
+            crowded: false,
+            spins: 0,
             random: id as u64,
             virt: Default::default(),
             signals: Default::default(),

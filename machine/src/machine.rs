@@ -278,10 +278,12 @@ impl Machine {
 
     fn slice(&mut self, index: usize, limit: Time) -> Option<StopReason> {
         self.board.begin(index, limit);
+        let crowded = self.cpus.len() > 1;
         let cpu = &mut self.cpus[index];
         cpu.advance_to(self.clock);
         let before = cpu.retired();
         cpu.apic_poll();
+        cpu.crowded = crowded;
         let exit = cpu.run(&mut self.board, limit);
         self.instructions += cpu.retired() - before;
         self.clock = self.clock.max(cpu.now());
@@ -344,7 +346,8 @@ impl Machine {
             }
             debug_assert!(from.is_some() || message.shorthand == Shorthand::None);
             for (cpu, waiting) in self.cpus.iter_mut().zip(&mut self.waiting) {
-                if addressed(cpu) {
+                // The sender has had its share.
+                if addressed(cpu) && from != Some(cpu.id) {
                     cpu.receive(&message);
                     *waiting = false;
                     any = true;

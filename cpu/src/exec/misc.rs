@@ -3,7 +3,7 @@
 use iced_x86::{Instruction, Mnemonic as M, Register};
 use undervisor_core::{Exception, Intercept, Vector};
 
-use crate::cpu::{Cpu, Exec};
+use crate::cpu::{Cpu, Exec, attention};
 use crate::exec::Row;
 use crate::exec::int_math::{CF, STATUS, sign_extend};
 use crate::operand::Gpr;
@@ -67,8 +67,19 @@ fn nop(_: &mut Cpu, _: &Instruction) -> Exec {
     Ok(())
 }
 
+/// PAUSEs after which a processor that shares its thread lets another have a turn.
+const SPINS: u32 = 16;
+
 fn pause(cpu: &mut Cpu, _: &Instruction) -> Exec {
-    cpu.intercept(Intercept::Pause)
+    cpu.intercept(Intercept::Pause)?;
+    if cpu.crowded {
+        cpu.spins += 1;
+        if cpu.spins >= SPINS {
+            cpu.spins = 0;
+            cpu.attend(attention::STOP);
+        }
+    }
+    Ok(())
 }
 
 /// CLFLUSH, CLFLUSHOPT, CLWB: caches are not modelled, but the access is checked as a load of a byte.

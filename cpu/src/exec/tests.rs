@@ -459,3 +459,19 @@ fn exchange_and_byte_order() {
     step(&mut c, &[0xd7]).unwrap();
     assert_eq!(c.state.gpr(RAX), 0x77);
 }
+
+#[test]
+fn spinning_gives_up_the_turn() {
+    let mut c = processor(64);
+    for _ in 0..40 {
+        step(&mut c, &[0xf3, 0x90]).unwrap();
+    }
+    assert_eq!(c.attention, 0, "alone on its thread");
+    c.crowded = true;
+    let mut pauses = 0;
+    while c.attention == 0 {
+        step(&mut c, &[0xf3, 0x90]).unwrap();
+        pauses += 1;
+    }
+    assert_eq!((pauses, c.attention), (16, crate::cpu::attention::STOP));
+}
