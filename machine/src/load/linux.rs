@@ -141,6 +141,16 @@ pub fn load(kernel: &Kernel, ram: &Ram, rsdp: u64) -> Result<Entry, LoadError> {
     if !kernel.modules.is_empty() {
         return Err(LoadError::NotSupported("a Linux bzImage", "modules", "give an initramfs with --initrd"));
     }
+    let header_end = header::MAGIC + h.bytes(header::JUMP_LENGTH, 1) as usize;
+    let have = data.len() as u64;
+    if have < header_end as u64 {
+        return Err(LoadError::Truncated {
+            name: kernel.image.name.clone(),
+            what: "the setup header",
+            needed: header_end as u64,
+            have,
+        });
+    }
     if h.version() < 0x200 {
         return Err(h.bad(format!("boot protocol {:#x} is too old", h.version())));
     }
@@ -152,12 +162,10 @@ pub fn load(kernel: &Kernel, ram: &Ram, rsdp: u64) -> Result<Entry, LoadError> {
         n => n,
     };
     let payload_start = (setup_sects + 1) * 512;
-    let header_end = header::MAGIC + h.bytes(header::JUMP_LENGTH, 1) as usize;
     // The size is in paragraphs; before protocol 2.04 it had 16 bits. The file may end within the last paragraph.
     let paragraphs = h.bytes(header::SYSSIZE, if h.version() >= 0x204 { 4 } else { 2 });
     let needed = payload_start + (paragraphs * 16).saturating_sub(15);
-    let have = data.len() as u64;
-    if have < needed || have <= payload_start || have < header_end as u64 {
+    if have < needed || have <= payload_start {
         return Err(LoadError::Truncated { name: kernel.image.name.clone(), what: "the kernel", needed, have });
     }
     let payload = &data[payload_start as usize..];
