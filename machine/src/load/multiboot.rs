@@ -14,9 +14,6 @@ const SEARCH: usize = 8192;
 const KNOWN_FLAGS: u32 = 7;
 const ADDRESS_FIELDS: u32 = 1 << 16;
 
-/// Where the information structure and the memory map go.
-const INFO: u64 = 0x9000;
-
 /// What the information structure holds: memory, command line, modules, memory map, loader name.
 const INFO_FLAGS: u32 = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 6 | 1 << 9;
 
@@ -100,7 +97,7 @@ pub fn load(kernel: &Kernel, ram: &Ram, _rsdp: u64) -> Result<Entry, LoadError> 
     let modules = all_modules(kernel);
     let placed = place_modules(ram, &modules, end.max(1 << 20))?;
 
-    // Strings and the module list follow the modules; the structure itself and the map stand low.
+    // What the kernel is told follows the modules: a kernel may be linked anywhere in low memory.
     let base = placed.last().map_or(end.max(1 << 20), |p| p.1).next_multiple_of(4096);
     let mut block = Vec::new();
     let command_line = append_string(&mut block, base, &with_name(&image.name, &kernel.command_line));
@@ -113,12 +110,6 @@ pub fn load(kernel: &Kernel, ram: &Ram, _rsdp: u64) -> Result<Entry, LoadError> 
         }
     }
     let list_at = append(&mut block, base, &list);
-    if base + block.len() as u64 > ram.low_end() {
-        let size = block.len() as u64;
-        return Err(LoadError::NoRoom { what: "the module list".into(), size, from: base, limit: ram.low_end() });
-    }
-    put(ram, "module list", base, &block)?;
-
     let mut map = Vec::new();
     for e in ram.map() {
         map.extend(20u32.to_le_bytes());
@@ -126,7 +117,7 @@ pub fn load(kernel: &Kernel, ram: &Ram, _rsdp: u64) -> Result<Entry, LoadError> 
         map.extend(e.size.to_le_bytes());
         map.extend(e.kind.to_le_bytes());
     }
-    let map_at = INFO + 128;
+    let map_at = append(&mut block, base, &map);
     let mut info = [0u8; 128];
     let mut set = |at: usize, v: u64| info[at..at + 4].copy_from_slice(&(v as u32).to_le_bytes());
     set(0, INFO_FLAGS as u64);
@@ -138,9 +129,13 @@ pub fn load(kernel: &Kernel, ram: &Ram, _rsdp: u64) -> Result<Entry, LoadError> 
     set(44, map.len() as u64);
     set(48, map_at);
     set(64, loader);
-    put(ram, "multiboot information", INFO, &info)?;
-    put(ram, "memory map", map_at, &map)?;
-    let entry = Entry::Flat32 { eip: entry, eax: LOADER_MAGIC, ebx: INFO as u32, esi: 0, code: 0x10, data: 0x18 };
+    let info_at = append(&mut block, base, &info);
+    if base + block.len() as u64 > ram.low_end() {
+        let size = block.len() as u64;
+        return Err(LoadError::NoRoom { what: "the multiboot information".into(), size, from: base, limit: ram.low_end() });
+    }
+    put(ram, "module list", base, &block)?;
+    let entry = Entry::Flat32 { eip: entry, eax: LOADER_MAGIC, ebx: info_at as u32, esi: 0, code: 0x10, data: 0x18 };
     entry.prepare(ram);
     Ok(entry)
 }
