@@ -11,6 +11,7 @@ pub mod msr;
 pub mod regs;
 pub mod segment;
 pub mod state;
+pub mod svm_features;
 pub mod vmx_features;
 pub mod xsave;
 
@@ -18,7 +19,8 @@ pub use bits::{Cr0, Cr4, Dr6, Dr7, Efer, Rflags};
 pub use event::{Event, EventKind, Exception, Vector};
 pub use flags::{FlagKind, LazyFlags};
 pub use intercept::Intercept;
-pub use model::Model;
+pub use model::{Feature, Model};
 pub use segment::{SegReg, Segment, TableReg};
 pub use state::{Activity, CpuState, F80, Msrs, Shadow, Vec512, Vendor, X87};
+pub use svm_features::SvmFeatures;
 pub use vmx_features::VmxFeatures;

@@ -120,6 +120,14 @@ pub struct Msrs {
     pub umwait_control: u64,
     /// #VE-independent last-branch state: DEBUGCTL.LBR's from/to and last exception from/to.
     pub last_branch: [u64; 4],
+    pub mcg_status: u64,
+    pub mcg_ctl: u64,
+    /// Machine-check banks: control, status, address, miscellaneous.
+    pub mc_banks: [[u64; 4]; 8],
+    /// AMD's legacy performance counters, which stand still.
+    pub amd_counters: [u64; 4],
+    /// Registers without effect that were written: number and value.
+    pub other: std::collections::BTreeMap<u32, u64>,
 }
 
 /// One logical processor's registers.
@@ -205,7 +213,7 @@ impl CpuState {
             dr7: 0x400,
             vec: [[0; 8]; 32],
             x87: X87 { control: 0x40, tags: 0xff, ..X87::default() },
-            msrs: Msrs { pat: 0x0007_0406_0007_0406, ..Msrs::default() },
+            msrs: Msrs { pat: 0x0007_0406_0007_0406, tsc_ratio: 1 << 32, mcg_ctl: u64::MAX, ..Msrs::default() },
             activity: Activity::Active,
             shadow: Shadow::default(),
             pending_debug: 0,

@@ -61,6 +61,8 @@ pub mod attention {
     pub const STOP: u32 = 1 << 4;
     /// VMX/SVM conditions to check at the boundary (windows, timers, MTF, pending virtual interrupts).
     pub const VIRT: u32 = 1 << 5;
+    /// A fault of a task just switched to is due.
+    pub const FAULT: u32 = 1 << 6;
 }
 
 /// Counters that `--stats` prints.
@@ -137,6 +139,12 @@ pub struct Cpu {
     pub virt: crate::virt::Virt,
     /// NMI, INIT, SIPI and SMI that wait.
     pub signals: crate::signal::Signals,
+    /// What the instruction in flight notes for the boundary after it.
+    pub notes: crate::boundary::Notes,
+    pub breakpoints: crate::debug::Breakpoints,
+    pub monitor: crate::monitor::Monitor,
+    /// Processors in the computer, for CPUID's topology leaves.
+    pub processors: u32,
     pub model: Rc<Model>,
     /// APIC number, 0 = boot processor.
     pub id: usize,
@@ -178,6 +186,10 @@ impl Cpu {
             random: id as u64,
             virt: Default::default(),
             signals: Default::default(),
+            notes: Default::default(),
+            breakpoints: Default::default(),
+            monitor: Default::default(),
+            processors: 1,
             model,
             id,
         });
@@ -263,11 +275,6 @@ impl Cpu {
             self.limit = now;
             self.budget = -(crate::cache::MAX_BLOCK as i64);
         }
-    }
-
-    /// Virtual time of this processor's next event of its own (`u64::MAX`: none): it must get a turn then, even if halted.
-    pub fn next_deadline(&self) -> u64 {
-        self.apic.next_deadline()
     }
 
     /// Instructions this processor has retired.

@@ -9,23 +9,32 @@ pub mod dispatch;
 
 pub mod access;
 pub mod apic;
+mod boundary;
 mod bulk;
 pub mod cache;
 pub mod cpu;
+pub mod cpuid;
+pub mod debug;
 pub mod decode;
 pub mod events;
 pub mod exec;
 pub mod float;
 pub mod hot;
 pub mod model;
+pub mod monitor;
+pub mod msr;
 pub mod op;
 pub mod operand;
 pub mod paging;
+pub mod reset;
 pub mod run;
+pub mod segments;
 pub mod signal;
+pub mod task;
 #[cfg(test)]
 mod testing;
 pub mod time;
 pub mod virt;
 
+pub use boundary::Notes;
 pub use cpu::{Cpu, Exec, Shared, Stop};

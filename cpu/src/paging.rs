@@ -427,7 +427,7 @@ impl Cpu {
 
     /// Whether accesses must not be answered from the TLB now: alignment checks or data breakpoints are on.
     pub fn tlb_bypassed(&self) -> bool {
-        self.alignment_checked()
+        self.alignment_checked() || self.breakpoints.data
     }
 
     /// EFLAGS.AC, CR0.AM and CPL 3.
@@ -441,10 +441,6 @@ impl Cpu {
     pub fn watched_physical(&self, physical: u64) -> bool {
         self.in_apic_page(physical)
     }
-
-    /// A data access took place on the slow path: data breakpoints.
-    #[inline]
-    pub fn data_accessed(&mut self, _linear: u64, _size: usize, _access: Access) {}
 
     /// Read guest-physical memory that is not RAM, 1, 2, 4 or 8 bytes, naturally aligned.
     pub fn physical_read(&mut self, physical: u64, size: usize) -> Exec<u64> {

@@ -2,8 +2,9 @@
 
 use undervisor_mmu::Bus;
 
+use crate::boundary::Boundary;
 use crate::cache::MAX_BLOCK;
-use crate::cpu::{Cpu, Exec, Stop, attention};
+use crate::cpu::{Cpu, Exec, Stop};
 use crate::dispatch;
 use crate::op::OpRef;
 
@@ -19,6 +20,9 @@ pub enum RunExit {
     /// Someone asked with `attention::STOP`.
     Stopped,
 }
+
+/// Events delivered in a row, with no instruction in between, before they cost virtual time.
+const MAX_EVENTS: u32 = 64;
 
 impl Cpu {
     /// Run until `limit` instructions have retired in all since reset, or there is something else to tell.
@@ -36,37 +40,50 @@ impl Cpu {
 
     fn run_until(&mut self, limit: u64) -> RunExit {
         self.sync_code();
+        self.poll_monitor();
         self.set_limit(limit);
+        let mut again = 0;
         loop {
             let now = self.now();
             if now >= limit {
                 return RunExit::Limit;
             }
-            self.set_limit(limit);
-            let mut most = (limit - now).min(MAX_BLOCK as u64) as usize;
+            self.poll_deadlines(now);
+            let horizon = limit.min(self.next_deadline()).max(now + 1);
+            self.set_limit(horizon);
+            let mut most = (horizon - now).min(MAX_BLOCK as u64) as usize;
             if self.attention != 0 {
                 match self.attend_now() {
                     Boundary::Go => {}
                     Boundary::Step => most = 1,
+                    Boundary::Block => self.set_limit(now),
+                    Boundary::Again => {
+                        // Events without end (a breakpoint on the #DB handler) cost time, so that this loop ends.
+                        again += 1;
+                        if again > MAX_EVENTS {
+                            self.budget -= 1;
+                            self.counters.waited += 1;
+                        }
+                        continue;
+                    }
                     Boundary::Leave(exit) => return exit,
                 }
             }
+            again = 0;
             if self.general_once {
                 most = 1;
             }
-            let step = most == 1;
-            if step {
-                // A branch must not go on to a cached block, nor a repetition to a second iteration.
-                self.set_limit(now + 1);
-            }
+            let before = (most == 1).then(|| self.before_step());
             let result = self.step_block(most);
             self.current = std::ptr::null();
-            if let Err(Stop::Exception) = result {
-                self.deliver_pending();
+            self.notes.repeating = result == Err(Stop::Again) && self.now() > now;
+            if result == Err(Stop::Exception) {
+                let exception = self.exception;
+                self.deliver_exception(exception);
             }
             self.restore_patched();
-            if step {
-                self.after_step();
+            if let Some(before) = before {
+                self.after_step(&before, result);
             }
             self.shared.code().collect();
             self.sync_code();
@@ -196,26 +213,4 @@ impl Cpu {
             op.handler.set(handler);
         }
     }
-
-    /// Look at everything that `attention` may stand for, in priority order.
-    fn attend_now(&mut self) -> Boundary {
-        if self.attention & attention::STOP != 0 {
-            self.attention &= !attention::STOP;
-            return Boundary::Leave(RunExit::Stopped);
-        }
-        Boundary::Go
-    }
-
-    fn after_step(&mut self) {}
-
-    fn deliver_pending(&mut self) {}
-}
-
-/// What the boundary check decided.
-#[allow(dead_code)]
-enum Boundary {
-    Go,
-    /// Run one instruction, then look again.
-    Step,
-    Leave(RunExit),
 }

@@ -13,13 +13,17 @@ pub mod arith;
 pub mod bcd;
 pub mod bits;
 pub mod branch;
+pub mod control;
+pub mod far;
 pub mod flags;
 pub mod int_math;
 pub mod misc;
 pub mod port;
+pub mod segment;
 pub mod shift;
 pub mod stack;
 pub mod string;
+pub mod system;
 #[cfg(test)]
 mod tests;
 pub mod transfer;
@@ -61,6 +65,10 @@ pub fn lookup(insn: &Instruction) -> Option<Row> {
         port::lookup,
         flags::lookup,
         misc::lookup,
+        system::lookup,
+        segment::lookup,
+        far::lookup,
+        control::lookup,
         bcd::lookup,
         x87::lookup,
         xsave::lookup,

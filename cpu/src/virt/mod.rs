@@ -20,6 +20,11 @@ pub struct Virt {
     /// The event whose delivery is under way: what IDT-vectoring information or EXITINTINFO must report if it exits. Set and
     /// cleared by the event code; an exit takes it.
     pub delivering: Option<Event>,
+    /// The CPL of the interrupted program while `state.cpl` is already its handler's, for the pushes of an event or far call.
+    /// An exit in between reports and saves this one (see [`Cpu::interrupted_cpl`]) and clears it.
+    pub interrupted_cpl: Option<u8>,
+    /// The IRET in flight has ended blocking by NMI: "NMI unblocking due to IRET" of exits that its faults cause.
+    pub nmi_unblocked_by_iret: bool,
     pub vmx: vmx::VmxSeam,
     pub svm: svm::SvmSeam,
 }
@@ -212,6 +217,7 @@ impl Cpu {
         if !self.virt.guest {
             if self.state.shadow.nmi {
                 self.state.shadow.nmi = false;
+                self.virt.nmi_unblocked_by_iret = true;
                 self.attend(crate::cpu::attention::INTERRUPT);
             }
             return;
@@ -297,9 +303,14 @@ impl Cpu {
     }
 
     /// Deliver an event that VM entry or VMRUN injects. Call as the last step of the entry; what goes wrong in the delivery is
-    /// handled as for any event (faults of the guest, exits).
+    /// handled as for any event (faults of the guest, exits). No single-step trap follows the instruction that entered.
     pub fn inject(&mut self, event: Event) -> Exec {
         crate::events::deliver(self, event, crate::events::Origin::Injected)
+    }
+
+    /// The CPL that an exit saves.
+    pub fn interrupted_cpl(&self) -> u8 {
+        self.virt.interrupted_cpl.unwrap_or(self.state.cpl)
     }
 
     /// An exception made by the seam itself.

@@ -1,0 +1,311 @@
+//! What happens between instructions: events in priority order, single steps, shadows, waiting
+//! (SDM vol. 3, Priority Among Concurrent Events; APM vol. 2, Priorities).
+//!
+//! None of it is looked at while `Cpu::attention` is zero.
+
+use undervisor_core::{Activity, Dr6, Event, EventKind, Exception, Rflags, Vector};
+
+use crate::cpu::{Cpu, Exec, Stop, attention};
+use crate::events::{self, Origin};
+use crate::run::RunExit;
+use crate::virt::{InitAction, Point};
+
+/// What the boundary check decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Boundary {
+    Go,
+    /// Run one instruction, then look again.
+    Step,
+    /// Run one block, then look again.
+    Block,
+    /// An event was delivered or a VM exit took place: look again at once.
+    Again,
+    Leave(RunExit),
+}
+
+/// Things that instructions and events note for the boundary after them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Notes {
+    /// A shadow (STI, MOV SS) was begun by this instruction.
+    pub shadow_set: bool,
+    /// RFLAGS.RF was loaded by this instruction (IRET, task switch) and must survive it.
+    pub rf_loaded: bool,
+    /// Whether to trap is decided by TF after this instruction, not before (SYSCALL, SYSRET).
+    pub late_trap: bool,
+    /// An event was delivered in this instruction (INT n, VM entry with injection), or a world switch took place: no
+    /// single-step trap after it.
+    pub delivered: bool,
+    /// The last instruction was a repeated string instruction that is not done yet: RF is set in what an event pushes.
+    pub repeating: bool,
+    /// A fault of the task just switched to.
+    pub deferred: Option<Exception>,
+}
+
+/// State before a single step.
+pub(crate) struct Before {
+    rip: u64,
+    now: u64,
+    tf: bool,
+    rf: bool,
+}
+
+impl Cpu {
+    /// The first instruction count at which something of this processor falls due by itself: its APIC timer, a VMX-preemption timer.
+    pub fn next_deadline(&self) -> u64 {
+        self.apic.next_deadline().min(self.virt_deadline())
+    }
+
+    /// Act on deadlines that have come.
+    pub(crate) fn poll_deadlines(&mut self, now: u64) {
+        if self.apic.next_deadline() <= now {
+            self.apic_poll();
+        }
+        if self.virt_deadline() <= now {
+            self.attend(attention::VIRT);
+        }
+    }
+
+    /// Whether a waiting processor has something to do now: to be asked by the machine before it lets time pass.
+    pub fn has_work(&mut self) -> bool {
+        self.poll_monitor();
+        match self.state.activity {
+            Activity::Active => true,
+            Activity::WaitForSipi => self.signals.sipi.is_some() || self.signals.init,
+            _ => self.attention & attention::INTERRUPT != 0,
+        }
+    }
+
+    /// No single-step trap after the instruction in flight: a world switch took place in it.
+    pub fn suppress_trap(&mut self) {
+        self.notes.delivered = true;
+    }
+
+    /// Look at everything that `attention` may stand for, in priority order.
+    pub(crate) fn attend_now(&mut self) -> Boundary {
+        if self.attention & attention::STOP != 0 {
+            self.attention &= !attention::STOP;
+            return Boundary::Leave(RunExit::Stopped);
+        }
+        self.instruction_rip = self.state.rip();
+        if self.attention & attention::FAULT != 0 {
+            self.attention &= !attention::FAULT;
+            if let Some(exception) = self.take_deferred() {
+                self.deliver_exception(exception);
+                return Boundary::Again;
+            }
+        }
+        if self.state.activity == Activity::WaitForSipi {
+            return self.wait_for_sipi();
+        }
+        if self.signals.init && self.take_init() {
+            return Boundary::Again;
+        }
+        if self.state.activity != Activity::Shutdown {
+            if let Some(again) = self.virt_point(Point::BeforeTraps) {
+                return again;
+            }
+            if self.take_debug_trap() {
+                return Boundary::Again;
+            }
+            if let Some(again) = self.virt_point(Point::BeforeNmi) {
+                return again;
+            }
+        }
+        if self.attention & attention::INTERRUPT != 0 {
+            if self.take_nmi() {
+                return Boundary::Again;
+            }
+            if self.state.activity != Activity::Shutdown {
+                if let Some(again) = self.virt_point(Point::BeforeInterrupt) {
+                    return again;
+                }
+                if self.take_interrupt() {
+                    return Boundary::Again;
+                }
+            }
+            // Nothing can be taken now; whatever makes it takable asks for attention.
+            self.attention &= !attention::INTERRUPT;
+        } else if self.state.activity != Activity::Shutdown
+            && let Some(again) = self.virt_point(Point::BeforeInterrupt)
+        {
+            return again;
+        }
+        if self.state.activity != Activity::Shutdown
+            && let Some(again) = self.virt_point(Point::AfterInterrupt)
+        {
+            return again;
+        }
+        match self.state.activity {
+            Activity::Active => self.attention &= !attention::INACTIVE,
+            Activity::Shutdown => return Boundary::Leave(RunExit::Shutdown),
+            _ => return Boundary::Leave(RunExit::Idle),
+        }
+        self.choose_pace()
+    }
+
+    /// How far to run before the next look.
+    fn choose_pace(&mut self) -> Boundary {
+        if self.attention & (attention::DEBUG | attention::SHADOW) == 0 {
+            return Boundary::Go;
+        }
+        let stepping = self.state.flag(Rflags::TF) || self.state.flag(Rflags::RF) || self.state.pending_debug != 0;
+        let watched = self.breakpoints;
+        if !stepping && !watched.code && !watched.data && !watched.io {
+            self.attention &= !attention::DEBUG;
+        }
+        if watched.code && !self.state.flag(Rflags::RF) && !self.state.shadow.mov_ss {
+            let linear = self.linear_ip(self.state.rip());
+            let hit = self.code_breakpoints_at(linear);
+            if hit != 0 {
+                self.deliver_exception(Exception { payload: hit, ..Exception::new(Vector::DB) });
+                return Boundary::Again;
+            }
+        }
+        if self.attention & attention::SHADOW != 0 || stepping || watched.data || watched.io {
+            return Boundary::Step;
+        }
+        if watched.code {
+            let linear = self.linear_ip(self.state.rip());
+            return if self.code_breakpoint_near(linear) { Boundary::Step } else { Boundary::Block };
+        }
+        Boundary::Go
+    }
+
+    fn virt_point(&mut self, point: Point) -> Option<Boundary> {
+        if self.attention & attention::VIRT == 0 {
+            return None;
+        }
+        match self.virt_boundary(point) {
+            Ok(None) => None,
+            Ok(Some(event)) => {
+                let _ = events::deliver(self, event, Origin::Native);
+                Some(Boundary::Again)
+            }
+            Err(Stop::Exception) => {
+                let exception = self.exception;
+                self.deliver_exception(exception);
+                Some(Boundary::Again)
+            }
+            Err(_) => Some(Boundary::Again),
+        }
+    }
+
+    fn wait_for_sipi(&mut self) -> Boundary {
+        if self.signals.init && self.take_init() {
+            return Boundary::Again;
+        }
+        let Some(vector) = self.signals.sipi.take() else {
+            self.attention &= !attention::INTERRUPT;
+            return Boundary::Leave(RunExit::Idle);
+        };
+        if self.intercept_sipi(vector).is_ok() {
+            self.start_up(vector);
+        }
+        Boundary::Again
+    }
+
+    /// INIT: returns whether something came of it.
+    fn take_init(&mut self) -> bool {
+        match self.intercept_init() {
+            Ok(InitAction::Accept) => self.init(),
+            Ok(InitAction::Blocked) => return false,
+            Ok(InitAction::Redirect) => {
+                self.signals.init = false;
+                self.deliver_exception(Exception::with_code(Vector::SX, 1));
+            }
+            Err(_) => self.signals.init = false,
+        }
+        true
+    }
+
+    /// Traps on the previous instruction: single step, data and I/O breakpoints, the T bit of a TSS.
+    fn take_debug_trap(&mut self) -> bool {
+        let pending = self.state.pending_debug;
+        if pending == 0 || self.state.shadow.mov_ss {
+            return false;
+        }
+        let bits = pending & (Dr6::B0 | Dr6::B1 | Dr6::B2 | Dr6::B3 | Dr6::BS | Dr6::BT).bits();
+        self.state.pending_debug = 0;
+        if bits == 0 {
+            return false;
+        }
+        self.deliver_exception(Exception { payload: bits, ..Exception::new(Vector::DB) });
+        true
+    }
+
+    fn take_nmi(&mut self) -> bool {
+        if !self.signals.nmi || !self.nmi_open() {
+            return false;
+        }
+        self.signals.nmi = false;
+        if self.intercept_nmi().is_ok() {
+            let event =
+                Event { kind: EventKind::Nmi, vector: Vector::NMI, error_code: None, payload: 0, instruction_length: 0 };
+            let _ = events::deliver(self, event, Origin::Native);
+        }
+        true
+    }
+
+    fn take_interrupt(&mut self) -> bool {
+        if !self.interrupt_requested() {
+            return false;
+        }
+        if self.state.activity == Activity::Mwait && self.monitor.masked_interrupts {
+            self.state.activity = Activity::Active;
+        }
+        if !self.interrupt_open() {
+            return false;
+        }
+        if self.intercept_interrupt().is_err() {
+            return true;
+        }
+        let Some(vector) = self.acknowledge_interrupt() else {
+            return false;
+        };
+        let event = Event { kind: EventKind::External, vector, error_code: None, payload: 0, instruction_length: 0 };
+        let _ = events::deliver(self, event, Origin::Native);
+        true
+    }
+
+    /// Deliver an exception at the current RIP.
+    pub(crate) fn deliver_exception(&mut self, exception: Exception) {
+        let _ = events::deliver(self, Event::from(exception), Origin::Native);
+    }
+
+    /// Remember what a single step's consequences depend on.
+    pub(crate) fn before_step(&mut self) -> Before {
+        let deferred = self.notes.deferred;
+        let repeating = self.notes.repeating;
+        self.notes = Notes { deferred, repeating, ..Notes::default() };
+        Before { rip: self.state.rip(), now: self.now(), tf: self.state.flag(Rflags::TF), rf: self.state.flag(Rflags::RF) }
+    }
+
+    /// The consequences of a single step: the shadow ends, TF traps, RF is cleared.
+    pub(crate) fn after_step(&mut self, before: &Before, result: Exec) {
+        let partial = result == Err(Stop::Again);
+        let done = result.is_ok() || (partial && self.now() > before.now);
+        if !done {
+            return;
+        }
+        let notes = self.notes;
+        if !notes.shadow_set && self.attention & attention::SHADOW != 0 {
+            self.state.shadow.sti = false;
+            self.state.shadow.mov_ss = false;
+            self.attention &= !attention::SHADOW;
+            self.attend(attention::INTERRUPT);
+        }
+        if before.rf && !notes.rf_loaded && (!partial || !self.breakpoints.code) {
+            self.state.set_flag(Rflags::RF, false);
+        }
+        let tf = if notes.late_trap { self.state.flag(Rflags::TF) } else { before.tf };
+        let blocked = notes.delivered || (notes.shadow_set && self.state.shadow.mov_ss);
+        if tf && !blocked && (self.state.msrs.debugctl & 2 == 0 || self.branched(before)) {
+            self.pend_debug(Dr6::BS.bits());
+        }
+    }
+
+    /// DEBUGCTL.BTF: whether the step was a taken branch, going by where it went.
+    fn branched(&self, before: &Before) -> bool {
+        !(1..=15).contains(&self.state.rip().wrapping_sub(before.rip))
+    }
+}
