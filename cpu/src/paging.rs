@@ -444,7 +444,7 @@ impl Cpu {
 
     /// Read guest-physical memory that is not RAM, 1, 2, 4 or 8 bytes, naturally aligned.
     pub fn physical_read(&mut self, physical: u64, size: usize) -> Exec<u64> {
-        if self.in_apic_page(physical) {
+        if self.in_apic_hole(physical) {
             return Ok(self.apic_mmio_read(physical, size));
         }
         let now = self.now();
@@ -454,7 +454,7 @@ impl Cpu {
     }
     /// Write guest-physical memory that is not RAM.
     pub fn physical_write(&mut self, physical: u64, size: usize, value: u64) -> Exec {
-        if self.in_apic_page(physical) {
+        if self.in_apic_hole(physical) {
             self.apic_mmio_write(physical, size, value);
             return Ok(());
         }
