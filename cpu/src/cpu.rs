@@ -3,7 +3,7 @@
 use std::cell::UnsafeCell;
 use std::rc::Rc;
 
-use undervisor_core::{CpuState, Exception, Model, SegReg};
+use undervisor_core::{CpuState, Exception, Feature, Model, SegReg};
 use undervisor_mmu::{AddressSpaces, Bus, GuestMemory, NullBus, Tlb, TlbEntry};
 
 use crate::apic::LocalApic;
@@ -193,6 +193,10 @@ impl Cpu {
             model,
             id,
         });
+        cpu.apic.has_x2apic = cpu.model.has(Feature::X2APIC);
+        cpu.apic.has_tsc_deadline = cpu.model.has(Feature::TSC_DEADLINE);
+        cpu.state.set_gpr(undervisor_core::regs::RDX, cpu.model.signature as u64);
+        cpu.state.msrs.misc_enable = crate::msr::MISC_ENABLE_RESET;
         cpu.mode_changed();
         cpu
     }

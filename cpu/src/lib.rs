@@ -30,6 +30,8 @@ pub mod reset;
 pub mod run;
 pub mod segments;
 pub mod signal;
+#[cfg(test)]
+mod system_tests;
 pub mod task;
 #[cfg(test)]
 mod testing;

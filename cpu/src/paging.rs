@@ -1,6 +1,6 @@
 //! From linear to guest-physical, and everything that follows from a change of mode.
 
-use undervisor_core::{Cr0, Cr4, Efer, Exception, Rflags, SegReg, Vendor};
+use undervisor_core::{Cr0, Cr4, Efer, Exception, Feature, Rflags, SegReg, Vendor};
 use undervisor_mmu::ept::{UnderEpt, right};
 use undervisor_mmu::npt::UnderNpt;
 use undervisor_mmu::tlb::BYPASS_BANK;
@@ -146,8 +146,11 @@ struct Found {
 impl Cpu {
     /// What the processor model says about physical addresses.
     fn paging_limits(&self) -> Limits {
-        let amd = self.model.vendor == Vendor::Amd;
-        Limits { physical_bits: if amd { 48 } else { 46 }, gigabyte_pages: true, amd }
+        Limits {
+            physical_bits: self.model.physical_bits as u8,
+            gigabyte_pages: self.model.has(Feature::PDPE1GB),
+            amd: self.model.vendor == Vendor::Amd,
+        }
     }
 
     /// Translate for an access; fills the TLB. Faults are #PF (or a VM exit).
@@ -478,6 +481,7 @@ impl Cpu {
         }
         self.space = id as u64;
         self.privilege_changed();
+        self.debug_changed();
     }
 
     /// The cheaper half of [`Cpu::mode_changed`]: CPL, EFLAGS.AC or segments changed, but not the paging mode.

@@ -104,7 +104,8 @@ impl Machine {
         for (name, data) in config.files {
             board.fw_cfg.add_file(&name, data);
         }
-        let cpus = (0..config.cpus).map(|i| Cpu::new(i, shared.clone(), cpu_model.clone())).collect();
+        let mut cpus: Vec<_> = (0..config.cpus).map(|i| Cpu::new(i, shared.clone(), cpu_model.clone())).collect();
+        cpus.iter_mut().for_each(|cpu| cpu.processors = config.cpus as u32);
         let mut machine = Machine {
             cpus,
             board,
@@ -186,6 +187,7 @@ impl Machine {
         self.board.reset(self.clock);
         for (i, slot) in self.cpus.iter_mut().enumerate() {
             let mut cpu = Cpu::new(i, self.shared.clone(), self.cpu_model.clone());
+            cpu.processors = slot.processors;
             cpu.advance_to(self.clock);
             // What the old one retired is already counted in `instructions`.
             *slot = cpu;
@@ -256,7 +258,9 @@ impl Machine {
         }
         for (cpu, waiting) in self.cpus.iter().zip(&mut self.waiting) {
             let timer = cpu.next_deadline();
-            if timer <= self.clock {
+            // A store by another processor or a device may have ended an MWAIT.
+            let stored = *waiting && cpu.state.activity == Activity::Mwait && cpu.monitor_fired();
+            if timer <= self.clock || stored {
                 *waiting = false;
             } else {
                 limit = limit.min(timer);

@@ -57,6 +57,8 @@ pub fn without_feature(insn: &Instruction) -> Option<Row> {
         | M::Reservednop
         | M::Nop
         | M::Pause => Row::new(nop),
+        M::Bndcl | M::Bndcn | M::Bndcu | M::Bndldx | M::Bndmk | M::Bndmov | M::Bndstx => Row::new(nop),
+        M::Wbnoinvd => Row::ends(super::system::invalidate_caches),
         M::Tzcnt => Row::new(super::bits::bsf),
         M::Lzcnt => Row::new(super::bits::bsr),
         _ => return None,

@@ -53,6 +53,7 @@ impl Cpu {
         let now = self.now();
         let value = self.bus().port_read(now, port, size);
         self.bus_accessed();
+        self.io_accessed(port, size);
         value
     }
 
@@ -61,6 +62,7 @@ impl Cpu {
         let now = self.now();
         self.bus().port_write(now, port, size, value);
         self.bus_accessed();
+        self.io_accessed(port, size);
     }
 }
 

@@ -389,12 +389,13 @@ fn mwait(cpu: &mut Cpu, _: &Instruction) -> Exec {
     Ok(())
 }
 
-fn invalidate_caches(cpu: &mut Cpu, insn: &Instruction) -> Exec {
+/// INVD, WBINVD, WBNOINVD: nothing is cached. WBNOINVD on a model without it is WBINVD.
+pub(super) fn invalidate_caches(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     cpl0(cpu)?;
     cpu.intercept(match insn.mnemonic() {
         M::Invd => Intercept::Invd,
-        M::Wbinvd => Intercept::Wbinvd,
-        _ => Intercept::Wbnoinvd,
+        M::Wbnoinvd if cpu.model.has(Feature::WBNOINVD) => Intercept::Wbnoinvd,
+        _ => Intercept::Wbinvd,
     })
 }
 
