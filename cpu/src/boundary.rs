@@ -71,7 +71,7 @@ impl Cpu {
         match self.state.activity {
             Activity::Active => true,
             Activity::WaitForSipi => self.signals.sipi.is_some() || self.signals.init,
-            _ => self.attention & attention::INTERRUPT != 0,
+            _ => self.attention & attention::INTERRUPT != 0 || self.virt_deadline() <= self.now(),
         }
     }
 
@@ -145,6 +145,9 @@ impl Cpu {
 
     /// How far to run before the next look.
     fn choose_pace(&mut self) -> Boundary {
+        if self.virt_steps() {
+            return Boundary::Step;
+        }
         if self.attention & (attention::DEBUG | attention::SHADOW) == 0 {
             return Boundary::Go;
         }

@@ -103,6 +103,8 @@ pub struct Cpu {
     pub exception: Exception,
     /// Op whose slow path is running: gives the exact instruction count and RIP in the middle of a block.
     pub(crate) current: *const Op,
+    /// The general form of `current`, if that is what runs. Valid while `current` is.
+    pub(crate) current_slow: *const crate::cache::Slow,
     /// `attention` bits.
     pub attention: u32,
     /// Decode mode of the current code segment; see `decode::Mode`.
@@ -164,6 +166,7 @@ impl Cpu {
             jumps: JumpCache::default(),
             exception: Exception::UD,
             current: std::ptr::null(),
+            current_slow: std::ptr::null(),
             attention: 0,
             mode: Default::default(),
             bank_index: 1,

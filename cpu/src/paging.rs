@@ -442,12 +442,15 @@ impl Cpu {
     /// Whether a guest-physical page, though RAM, must be reached as MMIO (the local APIC's page).
     #[inline]
     pub fn watched_physical(&self, physical: u64) -> bool {
-        self.in_apic_page(physical)
+        self.in_apic_page(physical) || self.vmx_in_apic_access_page(physical)
     }
 
     /// Read guest-physical memory that is not RAM, 1, 2, 4 or 8 bytes, naturally aligned.
     pub fn physical_read(&mut self, physical: u64, size: usize) -> Exec<u64> {
-        if self.in_apic_hole(physical) {
+        if self.vmx_in_apic_access_page(physical) {
+            return self.vmx_apic_page_read(physical, size);
+        }
+        if self.in_apic_page(physical) {
             return Ok(self.apic_mmio_read(physical, size));
         }
         let now = self.now();
@@ -457,7 +460,10 @@ impl Cpu {
     }
     /// Write guest-physical memory that is not RAM.
     pub fn physical_write(&mut self, physical: u64, size: usize, value: u64) -> Exec {
-        if self.in_apic_hole(physical) {
+        if self.vmx_in_apic_access_page(physical) {
+            return self.vmx_apic_page_write(physical, size, value);
+        }
+        if self.in_apic_page(physical) {
             self.apic_mmio_write(physical, size, value);
             return Ok(());
         }

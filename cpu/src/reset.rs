@@ -16,6 +16,9 @@ impl Cpu {
         self.monitor = Default::default();
         self.notes = Default::default();
         self.virt = Default::default();
+        self.translations.nested = Default::default();
+        self.translations.guest = false;
+        self.translations.tag = 0;
         self.attention = 0;
         self.start_or_wait();
         self.flush_all(true);

@@ -71,6 +71,7 @@ pub fn lookup(insn: &Instruction) -> Option<Row> {
         control::lookup,
         bcd::lookup,
         x87::lookup,
+        crate::virt::vmx::instructions::lookup,
         xsave::lookup,
     ];
     GROUPS.iter().find_map(|group| group(insn))

@@ -38,6 +38,8 @@ pub fn hot<H: Hot>(cpu: &mut Cpu, op: OpRef) -> Flow {
 #[inline(never)]
 fn hot_slow<H: Hot>(cpu: &mut Cpu, op: OpRef) -> Flow {
     cpu.current = &*op;
+    cpu.current_slow = std::ptr::null();
+    cpu.instruction_rip = wrap(cpu.mode, cpu.state.rip().wrapping_add(op.offset as u64));
     match H::run::<Slow>(cpu, op) {
         Ok(()) => {
             cpu.current = std::ptr::null();
@@ -144,6 +146,16 @@ pub fn branch_indirect(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 impl Cpu {
+    /// The instruction in flight, if it runs in its general form.
+    #[allow(unsafe_code)]
+    pub fn current_instruction(&self) -> Option<iced_x86::Instruction> {
+        if self.current.is_null() || self.current_slow.is_null() {
+            return None;
+        }
+        // SAFETY: both are set together, while the op's block is alive (invariant of `OpRef`).
+        Some(unsafe { (*self.current_slow).instruction })
+    }
+
     /// Whether `op` belongs to an invalidated block.
     pub fn is_stale(&self, op: OpRef) -> bool {
         op.handler.get() as usize == stale as *const () as usize
@@ -171,6 +183,7 @@ pub fn slow(cpu: &mut Cpu, op: OpRef) -> Flow {
 fn run_slow(cpu: &mut Cpu, op: OpRef) -> Exec {
     let row = row(op);
     cpu.current = &*op;
+    cpu.current_slow = row;
     cpu.instruction_rip = wrap(cpu.mode, cpu.state.rip().wrapping_add(op.offset as u64));
     let result = (row.function)(cpu, &row.instruction);
     cpu.current = std::ptr::null();
@@ -181,6 +194,7 @@ fn run_slow(cpu: &mut Cpu, op: OpRef) -> Exec {
 pub fn slow_end(cpu: &mut Cpu, op: OpRef) -> Flow {
     let row = row(op);
     cpu.current = &*op;
+    cpu.current_slow = row;
     let rip = wrap(cpu.mode, cpu.state.rip().wrapping_add(op.offset as u64));
     cpu.instruction_rip = rip;
     cpu.state.regs[RIP as usize] = wrap(cpu.mode, rip.wrapping_add(op.length as u64));

@@ -183,6 +183,11 @@ impl Cpu {
         }
     }
 
+    /// Whether the seam wants a boundary after the next instruction.
+    pub fn virt_steps(&self) -> bool {
+        self.virt.guest && self.model.vendor == Vendor::Intel && self.vmx_steps()
+    }
+
     /// The first instruction count at which the seam wants a boundary (a VMX-preemption timer); `u64::MAX`: none.
     pub fn virt_deadline(&self) -> u64 {
         if !self.virt.guest {

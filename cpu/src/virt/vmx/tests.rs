@@ -1,0 +1,271 @@
+//! Small hypervisors with small guests.
+
+use std::rc::Rc;
+
+use iced_x86::code_asm::*;
+use undervisor_core::{Cr0, Cr4, Efer, Model, SegReg, Segment, TableReg};
+use undervisor_mmu::{GuestMemory, NullBus};
+use undervisor_vmx::capabilities::REVISION;
+use undervisor_vmx::controls::{entry, exit, pin, primary, secondary};
+use undervisor_vmx::reason::basic;
+use undervisor_vmx::{Field, Memory};
+
+use crate::cpu::{Cpu, Shared};
+
+const TABLES: u64 = 0x10000;
+const EPT_TABLES: u64 = 0x20000;
+const VMXON_REGION: u64 = 0x30000;
+const REGION: u64 = 0x31000;
+const BITMAP: u64 = 0x32000;
+const HOST_CODE: u64 = 0x1000;
+const EXIT_CODE: u64 = 0x2000;
+const GUEST_CODE: u64 = 0x4000;
+
+/// A processor in long mode with identity paging, VMXE on and FEATURE_CONTROL locked.
+fn processor() -> Box<Cpu> {
+    let memory = GuestMemory::new(1 << 20, 1 << 20, &[]).expect("memory");
+    let shared = Shared::new(memory);
+    shared.write_u64(TABLES, TABLES + 0x1000 | 7);
+    shared.write_u64(TABLES + 0x1000, TABLES + 0x2000 | 7);
+    shared.write_u64(TABLES + 0x2000, 0x87);
+    // EPT: 4 KiB pages.
+    shared.write_u64(EPT_TABLES, EPT_TABLES + 0x1000 | 7);
+    shared.write_u64(EPT_TABLES + 0x1000, EPT_TABLES + 0x2000 | 7);
+    shared.write_u64(EPT_TABLES + 0x2000, EPT_TABLES + 0x3000 | 7);
+    for i in 0..256 {
+        shared.write_u64(EPT_TABLES + 0x3000 + 8 * i, i << 12 | 0x37);
+    }
+    shared.write_u32(VMXON_REGION, REVISION);
+    shared.write_u32(REGION, REVISION);
+    let mut cpu = Cpu::new(0, shared, Rc::new(Model::default()));
+    let s = &mut cpu.state;
+    s.cr0 = Cr0::PE | Cr0::PG | Cr0::NE | Cr0::ET | Cr0::WP;
+    s.cr3 = TABLES;
+    s.cr4 = Cr4::PAE | Cr4::VMXE;
+    s.efer = Efer::LME | Efer::LMA;
+    for r in SegReg::ALL {
+        let access = if r == SegReg::Cs { 0xa09b } else { 0xc093 };
+        let selector = if r == SegReg::Cs { 8 } else { 16 };
+        s.set_segment(r, Segment { selector, access, limit: u32::MAX, base: 0 });
+    }
+    s.tr = Segment { selector: 24, access: 0x8b, limit: 0x67, base: 0x8000 };
+    s.gdtr = TableReg { base: 0x9000, limit: 0xff };
+    s.msrs.feature_control = 5;
+    s.set_rip(HOST_CODE);
+    s.set_gpr(4, 0x7000);
+    cpu.mode_changed();
+    cpu
+}
+
+fn place(cpu: &Cpu, at: u64, code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) {
+    let mut a = CodeAssembler::new(64).expect("assembler");
+    code(&mut a).expect("code");
+    let bytes = a.assemble(at).expect("assemble");
+    cpu.shared.memory.write_bytes(at, &bytes).expect("RAM");
+}
+
+/// Fields of a 64-bit guest that runs at `GUEST_CODE` on the host's page tables.
+fn prepare(cpu: &mut Cpu) {
+    use Field as F;
+    let s = cpu.state.clone();
+    let set = |cpu: &mut Cpu, f: Field, x: u64| cpu.virt.vmx.vmcs.set(f, x);
+    for (f, x) in [
+        (F::PIN_BASED_CONTROLS, pin::DEFAULT1 as u64),
+        (F::PRIMARY_CONTROLS, primary::TRUE_DEFAULT1 as u64),
+        (F::EXIT_CONTROLS, (exit::TRUE_DEFAULT1 | exit::HOST_ADDRESS_SPACE_SIZE) as u64),
+        (F::ENTRY_CONTROLS, (entry::TRUE_DEFAULT1 | entry::IA32E_MODE_GUEST) as u64),
+        (F::VMCS_LINK_POINTER, u64::MAX),
+        (F::HOST_CR0, s.cr0.bits()),
+        (F::HOST_CR3, s.cr3),
+        (F::HOST_CR4, s.cr4.bits()),
+        (F::HOST_CS_SELECTOR, 8),
+        (F::HOST_SS_SELECTOR, 16),
+        (F::HOST_TR_SELECTOR, 24),
+        (F::HOST_TR_BASE, 0x8000),
+        (F::HOST_RSP, 0x7000),
+        (F::HOST_RIP, EXIT_CODE),
+        (F::GUEST_CR0, s.cr0.bits()),
+        (F::GUEST_CR3, s.cr3),
+        (F::GUEST_CR4, s.cr4.bits()),
+        (F::GUEST_RFLAGS, 2),
+        (F::GUEST_RIP, GUEST_CODE),
+        (F::GUEST_RSP, 0x6000),
+        (F::GUEST_DR7, 0x400),
+        (F::GUEST_LDTR_ACCESS, 0x10000),
+        (F::GUEST_TR_ACCESS, 0x8b),
+        (F::GUEST_TR_LIMIT, 0x67),
+    ] {
+        set(cpu, f, x);
+    }
+    for n in 0..6u8 {
+        let seg = s.seg[n as usize];
+        set(cpu, F::GUEST_ES_SELECTOR.plus(n), seg.selector as u64);
+        set(cpu, F::GUEST_ES_ACCESS.plus(n), seg.access as u64);
+        set(cpu, F::GUEST_ES_LIMIT.plus(n), seg.limit as u64);
+    }
+}
+
+/// Through VMXON, VMCLEAR, VMPTRLD; then VMLAUNCH into `guest`. `set` changes the VMCS before.
+fn launch(set: impl FnOnce(&mut Cpu), guest: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Box<Cpu> {
+    let mut cpu = processor();
+    cpu.shared.write_u64(0x500, VMXON_REGION);
+    cpu.shared.write_u64(0x508, REGION);
+    place(&cpu, HOST_CODE, |a| {
+        a.vmxon(qword_ptr(0x500))?;
+        a.vmclear(qword_ptr(0x508))?;
+        a.vmptrld(qword_ptr(0x508))?;
+        a.nop()
+    });
+    place(&cpu, EXIT_CODE, |a| {
+        a.nop()?;
+        let mut l = a.create_label();
+        a.set_label(&mut l)?;
+        a.jmp(l)
+    });
+    place(&cpu, GUEST_CODE, guest);
+    cpu.run(&mut NullBus, 4);
+    assert_eq!(cpu.virt.vmx.current, REGION, "CF/ZF {:#x}", cpu.state.rflags());
+    prepare(&mut cpu);
+    set(&mut cpu);
+    place(&cpu, cpu.state.rip(), |a| a.vmlaunch());
+    let now = cpu.now();
+    cpu.run(&mut NullBus, now + 40);
+    cpu
+}
+
+fn field(cpu: &Cpu, f: Field) -> u64 {
+    cpu.virt.vmx.vmcs.get(f)
+}
+
+/// The guest has exited for this reason.
+fn exited(cpu: &Cpu, reason: u32) {
+    assert!(!cpu.virt.guest, "still in the guest");
+    let refusal = cpu.virt.vmx.refusal;
+    assert_eq!(field(cpu, Field::EXIT_REASON), reason as u64, "error {} {refusal:?}", field(cpu, Field::INSTRUCTION_ERROR));
+    assert!((EXIT_CODE..EXIT_CODE + 0x20).contains(&cpu.state.rip()), "{:#x}", cpu.state.rip());
+}
+
+#[test]
+fn cpuid_exits() {
+    let cpu = launch(
+        |_| {},
+        |a| {
+            a.mov(rbx, 7u64)?;
+            a.cpuid()
+        },
+    );
+    exited(&cpu, basic::CPUID);
+    assert_eq!(field(&cpu, Field::GUEST_RIP), GUEST_CODE + 10);
+    assert_eq!(field(&cpu, Field::EXIT_INSTRUCTION_LENGTH), 2);
+    assert_eq!(cpu.state.gpr(3), 7);
+    assert_eq!((cpu.counters.vm_entries, cpu.counters.vm_exits), (1, 1));
+}
+
+#[test]
+fn control_check_fails_the_entry() {
+    let cpu = launch(|c| c.virt.vmx.vmcs.set(Field::CR3_TARGET_COUNT, 9), |a| a.cpuid());
+    assert_eq!(field(&cpu, Field::INSTRUCTION_ERROR), 7);
+    assert_eq!(cpu.counters.vm_entries, 0);
+    let cpu = launch(|c| c.virt.vmx.vmcs.set(Field::GUEST_RFLAGS, 0), |a| a.cpuid());
+    exited(&cpu, basic::INVALID_GUEST_STATE | 1 << 31);
+}
+
+#[test]
+fn io_exit_reports_the_port() {
+    let cpu = launch(
+        |c| c.virt.vmx.vmcs.set(Field::PRIMARY_CONTROLS, (primary::TRUE_DEFAULT1 | primary::UNCONDITIONAL_IO_EXITING) as u64),
+        |a| {
+            a.nop()?;
+            a.out(0x80, eax)
+        },
+    );
+    exited(&cpu, basic::IO);
+    assert_eq!(field(&cpu, Field::EXIT_QUALIFICATION), 0x80 << 16 | 1 << 6 | 3);
+    assert_eq!(field(&cpu, Field::GUEST_RIP), GUEST_CODE + 1);
+}
+
+#[test]
+fn ept_violation_of_a_store() {
+    let cpu = launch(
+        |c| {
+            let v = &mut c.virt.vmx.vmcs;
+            v.set(Field::PRIMARY_CONTROLS, (primary::TRUE_DEFAULT1 | primary::SECONDARY_CONTROLS) as u64);
+            v.set(Field::SECONDARY_CONTROLS, (secondary::EPT | secondary::VPID) as u64);
+            v.set(Field::VPID, 1);
+            v.set(Field::EPT_POINTER, EPT_TABLES | 0x1e);
+            // Page 0x50000 is read-only.
+            c.shared.write_u64(EPT_TABLES + 0x3000 + 8 * 0x50, 0x50000 | 0x31);
+        },
+        |a| {
+            a.mov(rax, 0x50008u64)?;
+            a.mov(rcx, qword_ptr(rax))?;
+            a.mov(qword_ptr(rax), rcx)?;
+            a.cpuid()
+        },
+    );
+    exited(&cpu, basic::EPT_VIOLATION);
+    let q = field(&cpu, Field::EXIT_QUALIFICATION);
+    assert_eq!(q & 0x1ff, 0x18a, "{q:#x}");
+    assert_eq!(field(&cpu, Field::GUEST_PHYSICAL_ADDRESS), 0x50008);
+    assert_eq!(field(&cpu, Field::GUEST_LINEAR_ADDRESS), 0x50008);
+    assert_eq!(field(&cpu, Field::GUEST_RIP), GUEST_CODE + 13);
+}
+
+#[test]
+fn vmread_and_vmwrite_exit_with_information() {
+    let cpu = launch(|_| {}, |a| a.vmread(qword_ptr(rdi + rsi * 4 + 0x10), r9));
+    exited(&cpu, basic::VMREAD);
+    // Scaling 2, 64-bit addresses, DS, index RSI, base RDI, Reg2 R9.
+    assert_eq!(field(&cpu, Field::EXIT_INSTRUCTION_INFORMATION), 2 | 2 << 7 | 3 << 15 | 6 << 18 | 7 << 23 | 9 << 28);
+    assert_eq!(field(&cpu, Field::EXIT_QUALIFICATION), 0x10);
+}
+
+#[test]
+fn round_trip_keeps_state() {
+    let mut cpu = launch(
+        |_| {},
+        |a| {
+            a.cpuid()?;
+            a.mov(rax, 5u64)?;
+            a.vmcall()
+        },
+    );
+    exited(&cpu, basic::CPUID);
+    let before = cpu.virt.vmx.vmcs.clone();
+    // Back to the same CPUID: the same exit with the same state.
+    place(&cpu, 0x3000, |a| a.vmresume());
+    cpu.state.set_rip(0x3000);
+    let now = cpu.now();
+    cpu.run(&mut NullBus, now + 10);
+    exited(&cpu, basic::CPUID);
+    for f in Field::all() {
+        assert_eq!(before.get(f), field(&cpu, f), "{f:?}");
+    }
+    let next = field(&cpu, Field::GUEST_RIP) + field(&cpu, Field::EXIT_INSTRUCTION_LENGTH);
+    cpu.virt.vmx.vmcs.set(Field::GUEST_RIP, next);
+    cpu.state.set_rip(0x3000);
+    let now = cpu.now();
+    cpu.run(&mut NullBus, now + 10);
+    exited(&cpu, basic::VMCALL);
+    assert_eq!(cpu.state.gpr(0), 5);
+}
+
+#[test]
+fn msr_and_cr_intercepts_need_their_bits() {
+    let cpu = launch(
+        |c| {
+            let v = &mut c.virt.vmx.vmcs;
+            v.set(Field::PRIMARY_CONTROLS, (primary::TRUE_DEFAULT1 | primary::MSR_BITMAPS) as u64);
+            v.set(Field::MSR_BITMAPS, BITMAP);
+            v.set(Field::CR0_MASK, 8);
+            v.set(Field::CR0_READ_SHADOW, 8);
+        },
+        |a| a.cpuid(),
+    );
+    exited(&cpu, basic::CPUID);
+    let mut cpu = cpu;
+    cpu.virt.guest = true;
+    assert_eq!(cpu.virt_read_cr(0, 0x8000_0031), 0x8000_0039);
+    cpu.state.cr0 = Cr0::from_bits_retain(0x8000_0031);
+    assert_eq!(cpu.virt_write_cr(0, 0x8000_0039), 0x8000_0031);
+}
