@@ -51,6 +51,8 @@ pub enum Intercept {
         cr: u8,
         register: u8,
     },
+    /// SMSW.
+    Smsw,
     WriteCr {
         cr: u8,
         register: u8,

@@ -125,6 +125,11 @@ impl Translations {
         }
     }
 
+    /// What the model says about physical addresses.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
     fn clear(&mut self) {
         for bank in self.fetches.iter_mut() {
             bank.fill(FetchEntry::default());
@@ -132,6 +137,14 @@ impl Translations {
         self.large = [0; LARGE_WORDS];
         self.huge = 0;
     }
+}
+
+/// Why there is no translation.
+enum Refusal {
+    /// #PF with this error code.
+    Page(u32),
+    /// A second-level fault, and what the guest's tables said if they had been walked.
+    Nested(NestedCause, Option<Translation>),
 }
 
 /// A complete translation.
@@ -204,6 +217,34 @@ impl Cpu {
 
     /// Walk the page tables, both levels of them.
     fn walk(&mut self, linear: u64, access: Access) -> Exec<Found> {
+        match self.try_walk(linear, access) {
+            Ok(found) => Ok(found),
+            Err(Refusal::Page(code)) => Err(self.raise(Exception::page_fault(code, linear))),
+            Err(Refusal::Nested(cause, guest)) => {
+                Err(self.nested_fault(&NestedFault { cause, linear: Some(linear), access, guest }))
+            }
+        }
+    }
+
+    /// Copy up to 15 bytes of code at an offset in CS without faulting; returns how many can be reached.
+    pub fn peek_code(&mut self, rip: u64, out: &mut [u8; 15]) -> usize {
+        let room = self.code_room(rip).min(15) as usize;
+        let mut done = 0;
+        while done < room {
+            let linear = self.linear_ip(rip.wrapping_add(done as u64));
+            let Ok(found) = self.try_walk(linear, Access::FETCH) else {
+                break;
+            };
+            let n = (room - done).min(0x1000 - (linear & 0xfff) as usize);
+            if self.shared.memory.read_bytes(found.physical, &mut out[done..done + n]).is_err() {
+                break;
+            }
+            done += n;
+        }
+        done
+    }
+
+    fn try_walk(&mut self, linear: u64, access: Access) -> Result<Found, Refusal> {
         let shared = self.shared.clone();
         let memory = &shared.memory;
         let wrote = |physical: u64| {
@@ -226,7 +267,7 @@ impl Cpu {
                     t.note_large(linear, found.page_bits);
                     return Ok(Found { physical: found.physical, readable: true, writable: found.write_ready });
                 }
-                Err(WalkFault::Page(code)) => return Err(self.raise(Exception::page_fault(code, linear))),
+                Err(WalkFault::Page(code)) => return Err(Refusal::Page(code)),
                 Err(WalkFault::Nested(never)) => match never {},
             },
             Nested::Ept(ept) => match walk(&mut UnderEpt { memory, wrote: &wrote, ept }, &t.paging, &request) {
@@ -250,7 +291,7 @@ impl Cpu {
                         Err(fault) => (Some(found), NestedCause::Ept(EptExit { fault, request, table: false })),
                     }
                 }
-                Err(WalkFault::Page(code)) => return Err(self.raise(Exception::page_fault(code, linear))),
+                Err(WalkFault::Page(code)) => return Err(Refusal::Page(code)),
                 Err(WalkFault::Nested(exit)) => (None, NestedCause::Ept(exit)),
             },
             Nested::Npt(npt) => match walk(&mut UnderNpt { memory, wrote: &wrote, npt }, &t.paging, &request) {
@@ -268,11 +309,11 @@ impl Cpu {
                         Err(exit) => (Some(found), NestedCause::Npt(exit)),
                     }
                 }
-                Err(WalkFault::Page(code)) => return Err(self.raise(Exception::page_fault(code, linear))),
+                Err(WalkFault::Page(code)) => return Err(Refusal::Page(code)),
                 Err(WalkFault::Nested(exit)) => (None, NestedCause::Npt(exit)),
             },
         };
-        Err(self.nested_fault(&NestedFault { cause, linear: Some(linear), access, guest }))
+        Err(Refusal::Nested(cause, guest))
     }
 
     /// Level-0 address of a guest-physical one that the processor itself accesses (PDPTE loads); exits if there is none.
@@ -384,6 +425,14 @@ impl Cpu {
             bank[(linear >> 12) as usize % FETCH_ENTRIES] = FetchEntry::default();
         }
         self.jumps.drop_page(linear);
+    }
+
+    /// INVLPGA: as INVLPG, for an ASID.
+    pub fn flush_page_of(&mut self, asid: u32, linear: u64) {
+        if self.translations.huge & Translations::huge_bit(linear) != 0 {
+            self.spaces.forget(|k| k.tag == asid);
+        }
+        self.flush_page(linear);
     }
 
     /// INVPCID, once checked (SDM vol. 2, INVPCID).

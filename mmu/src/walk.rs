@@ -149,6 +149,21 @@ pub(crate) const fn bits(from: u32, to: u32) -> u64 {
 }
 
 impl Paging {
+    /// The paging of nested page tables: the host's mode, with user rights checked and nothing else.
+    pub fn nested(host: &Paging, root: u64, limits: &Limits) -> Paging {
+        let mut p = Paging {
+            mode: host.mode,
+            root,
+            pdpte_in_memory: true,
+            nxe: host.nxe,
+            wp: true,
+            pse: host.pse,
+            ..Paging::default()
+        };
+        p.prepare(limits);
+        p
+    }
+
     /// Work out the reserved bits (SDM vol. 3, Page-Fault Exceptions; Tables of paging-structure entry formats; APM
     /// vol. 2, Long-Mode Page Translation). Call when the other fields are set.
     pub fn prepare(&mut self, limits: &Limits) {

@@ -173,7 +173,9 @@ pub static CHECKS: &[Check] = &[
         rule: "the map does not extend beyond the largest physical address",
         groups: clean::MAPS | clean::INTERCEPTS,
         // Two pages and three bits.
-        test: |c| c.vmcb.get(Field::INTERCEPT_3) >> (reason::IOIO - reason::INTR) & 1 == 0 || c.map(Field::IOPM_BASE_PA, 0x2001),
+        test: |c| {
+            c.vmcb.get(Field::INTERCEPT_3) >> (reason::IOIO - reason::INTR) & 1 == 0 || c.map(Field::IOPM_BASE_PA, 0x2001)
+        },
     },
     Check {
         name: "MSR permission map",
@@ -181,7 +183,9 @@ pub static CHECKS: &[Check] = &[
         rule: "the map does not extend beyond the largest physical address",
         groups: clean::MAPS | clean::INTERCEPTS,
         // Two pages; silicon, like the test suites, refuses one that ends exactly at the limit.
-        test: |c| c.vmcb.get(Field::INTERCEPT_3) >> (reason::MSR - reason::INTR) & 1 == 0 || c.map(Field::MSRPM_BASE_PA, 0x2001),
+        test: |c| {
+            c.vmcb.get(Field::INTERCEPT_3) >> (reason::MSR - reason::INTR) & 1 == 0 || c.map(Field::MSRPM_BASE_PA, 0x2001)
+        },
     },
     Check {
         name: "event injection",
@@ -234,9 +238,7 @@ pub static CHECKS: &[Check] = &[
         field: Field::V_INTR_CONTROL,
         rule: "x2AVIC mode is enabled only together with AVIC",
         groups: clean::TPR,
-        test: |c| {
-            !c.has(SvmFeatures::X2AVIC) || !c.v_intr(v_intr::X2AVIC_ENABLE) || c.v_intr(v_intr::AVIC_ENABLE)
-        },
+        test: |c| !c.has(SvmFeatures::X2AVIC) || !c.v_intr(v_intr::X2AVIC_ENABLE) || c.v_intr(v_intr::AVIC_ENABLE),
     },
     Check {
         name: "AVIC tables",

@@ -80,6 +80,13 @@ impl Vmcb {
         *word = *word & !mask | value << shift & mask;
     }
 
+    /// Whether the intercept vectors name an exit code (codes without a bit of their own: no). The words are in the codes' order.
+    #[inline(always)]
+    pub fn intercepts(&self, code: u64) -> bool {
+        let word = self.words[(code as usize / 64) % 3];
+        code < 0xc0 && word >> (code % 64) & 1 != 0
+    }
+
     /// Where the cached VMCB lives.
     pub fn address(&self) -> Option<u64> {
         self.address
@@ -120,7 +127,8 @@ impl Vmcb {
         let bits = read(memory, address + 0xc0) as u32 & clean::ALL;
         let mut stale = 0;
         for (group, words) in LOADS {
-            if bits & group != 0 && words.iter().any(|&at| self.words[at as usize / 8 % WORDS] != read(memory, address + at as u64))
+            if bits & group != 0
+                && words.iter().any(|&at| self.words[at as usize / 8 % WORDS] != read(memory, address + at as u64))
             {
                 stale |= group;
             }

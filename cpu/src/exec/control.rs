@@ -200,7 +200,7 @@ fn lmsw(cpu: &mut Cpu, insn: &Instruction) -> Exec {
 
 fn smsw(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     umip(cpu)?;
-    cpu.intercept(Intercept::ReadCr { cr: 0, register: number(insn.op0_register()) })?;
+    cpu.intercept(Intercept::Smsw)?;
     let value = cpu.virt_read_cr(0, cpu.state.cr0.bits());
     if insn.op0_kind() == OpKind::Register {
         cpu.set_gpr(insn.op0_register(), value);

@@ -73,6 +73,7 @@ pub fn lookup(insn: &Instruction) -> Option<Row> {
         x87::lookup,
         crate::virt::vmx::instructions::lookup,
         xsave::lookup,
+        crate::virt::svm::instructions::lookup,
     ];
     GROUPS.iter().find_map(|group| group(insn))
 }
