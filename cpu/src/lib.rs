@@ -30,6 +30,7 @@ pub mod reset;
 pub mod run;
 pub mod segments;
 pub mod signal;
+pub mod simd;
 #[cfg(test)]
 mod system_tests;
 pub mod task;

@@ -21,6 +21,7 @@ pub mod misc;
 pub mod port;
 pub mod segment;
 pub mod shift;
+pub mod simd;
 pub mod stack;
 pub mod string;
 pub mod system;
@@ -74,6 +75,7 @@ pub fn lookup(insn: &Instruction) -> Option<Row> {
         crate::virt::vmx::instructions::lookup,
         xsave::lookup,
         crate::virt::svm::instructions::lookup,
+        simd::lookup,
     ];
     GROUPS.iter().find_map(|group| group(insn))
 }

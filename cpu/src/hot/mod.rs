@@ -9,6 +9,7 @@ pub mod branch;
 pub mod moves;
 pub mod operand;
 pub mod shift;
+pub mod simd;
 pub mod translate;
 
 pub use translate::translate;

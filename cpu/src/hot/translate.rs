@@ -264,6 +264,9 @@ pub fn translate(b: &mut Builder, insn: &Instruction, index: usize, cx: &Context
         }
         _ => {}
     }
+    if let Some(ends) = super::simd::translate(b, insn, index) {
+        return Some(ends);
+    }
     let mut op = Op::new(stale);
     let handler = plain(&mut op, insn, mode, cx)?;
     op.handler.set(handler);
