@@ -113,8 +113,8 @@ pub fn branch<const L: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
     link(cpu, op)
 }
 
-/// A direct branch without a link: find the target and link to it if it lies in the same page.
-#[cold]
+/// A direct branch without a link: find the target, and link to it if it lies in the same page. (A branch to another page comes
+/// here each time.)
 #[inline(never)]
 fn link(cpu: &mut Cpu, op: OpRef) -> Flow {
     let rip = cpu.state.rip();

@@ -1,0 +1,257 @@
+//! The emulators that are compared.
+
+use std::cell::RefCell;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use undervisor_machine::{CharBackend, Host, Image, Kernel, MachineConfig};
+
+use super::{Guest, Marks};
+
+const COMMAND_LINE: &str = "console=ttyS0 quiet nokaslr pti=off mitigations=off panic=-1";
+
+/// Something that runs guests.
+pub trait Emulator {
+    fn name(&self) -> &'static str;
+    /// Why it cannot run here, if it cannot.
+    fn missing(&self) -> Option<String>;
+    /// Boot `guest` until it says it is done; at most `limit`.
+    fn run(&self, guest: &Guest, limit: Duration) -> Result<Marks, String>;
+}
+
+/// Every emulator, ours first.
+pub fn all() -> Vec<Box<dyn Emulator>> {
+    vec![Box::new(Undervisor), Box::new(Bochs), Box::new(Qemu)]
+}
+
+struct Undervisor;
+
+/// COM1 into the marks.
+struct Serial(Rc<RefCell<Marks>>);
+
+impl CharBackend for Serial {
+    fn write(&mut self, byte: u8) {
+        self.0.borrow_mut().feed(byte);
+    }
+}
+
+struct NoInput;
+impl Host for NoInput {}
+
+impl Emulator for Undervisor {
+    fn name(&self) -> &'static str {
+        "undervisor"
+    }
+    fn missing(&self) -> Option<String> {
+        None
+    }
+    fn run(&self, guest: &Guest, limit: Duration) -> Result<Marks, String> {
+        let marks = Rc::new(RefCell::new(Marks::new()));
+        let config = MachineConfig::new().memory(512 << 20).serial(Serial(marks.clone()));
+        let config = match guest {
+            Guest::BootSector(sector) => config.flat(Image::new("boot sector", sector.clone()), 0x7c00),
+            Guest::Linux(files) => config.kernel(Kernel {
+                image: Image::read(&files.kernel).map_err(|e| e.to_string())?,
+                command_line: COMMAND_LINE.into(),
+                initrd: Some(Image::new("initramfs", files.initrd.clone())),
+                modules: Vec::new(),
+            }),
+        };
+        let mut machine = config.build().map_err(|e| e.to_string())?;
+        let start = Instant::now();
+        let mut until = 0;
+        while !marks.borrow().done() {
+            if start.elapsed() > limit {
+                return Err(format!("not done after {limit:?}"));
+            }
+            // Steps of virtual time, so that the end is noticed soon.
+            until += 20_000_000;
+            if let Some(stop) = machine.run_until(until, &mut NoInput)
+                && !marks.borrow().done()
+            {
+                return Err(format!("stopped early: {stop}"));
+            }
+        }
+        drop(machine);
+        Rc::try_unwrap(marks).map(RefCell::into_inner).map_err(|_| "the serial port is still held".into())
+    }
+}
+
+/// Whether a program is on PATH.
+fn find(program: &str) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?).map(|d| d.join(program)).find(|p| p.is_file())
+}
+
+/// A directory for one run, removed with it.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Result<Scratch, String> {
+        let path = std::env::temp_dir().join(format!("undervisor-bench-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        Ok(Scratch(path))
+    }
+    fn file(&self, name: &str, data: &[u8]) -> Result<PathBuf, String> {
+        let path = self.0.join(name);
+        fs::write(&path, data).map_err(|e| format!("{}: {e}", path.display()))?;
+        Ok(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Follow the serial log of a child until the guest is done, then end the child.
+fn follow(mut child: Child, serial: &Path, limit: Duration) -> Result<Marks, String> {
+    let start = Instant::now();
+    let mut marks = Marks::new();
+    let mut file: Option<fs::File> = None;
+    let mut buffer = [0; 4096];
+    let result = loop {
+        if file.is_none() {
+            file = fs::File::open(serial).ok();
+        }
+        if let Some(f) = &mut file {
+            while let Ok(n @ 1..) = f.read(&mut buffer) {
+                buffer[..n].iter().for_each(|&b| marks.feed(b));
+            }
+        }
+        if marks.done() {
+            break Ok(marks);
+        }
+        if start.elapsed() > limit {
+            break Err(format!("not done after {limit:?}"));
+        }
+        if let Ok(Some(status)) = child.try_wait() {
+            break Err(format!("ended early: {status}"));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    let _ = child.kill();
+    let _ = child.wait();
+    result
+}
+
+struct Qemu;
+
+impl Emulator for Qemu {
+    fn name(&self) -> &'static str {
+        "qemu"
+    }
+    fn missing(&self) -> Option<String> {
+        find("qemu-system-x86_64").is_none().then(|| "qemu-system-x86_64 is not installed (Debian: qemu-system-x86)".into())
+    }
+    fn run(&self, guest: &Guest, limit: Duration) -> Result<Marks, String> {
+        let scratch = Scratch::new("qemu")?;
+        let serial = scratch.0.join("serial");
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args(["-accel", "tcg", "-cpu", "max", "-m", "512", "-display", "none", "-no-reboot", "-monitor", "none", "-serial"]);
+        command.arg(format!("file:{}", serial.display()));
+        match guest {
+            Guest::BootSector(sector) => {
+                let disk = scratch.file("disk", &padded(sector))?;
+                command.arg("-drive").arg(format!("file={},format=raw,if=floppy", disk.display()));
+            }
+            Guest::Linux(files) => {
+                let initrd = scratch.file("initrd", &files.initrd)?;
+                command.arg("-kernel").arg(&files.kernel).arg("-initrd").arg(initrd).args(["-append", COMMAND_LINE]);
+            }
+        }
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(|e| e.to_string())?;
+        follow(child, &serial, limit)
+    }
+}
+
+/// A boot sector as a 1.44 MB floppy.
+fn padded(sector: &[u8]) -> Vec<u8> {
+    let mut disk = sector.to_vec();
+    disk.resize(1_474_560, 0);
+    disk
+}
+
+struct Bochs;
+
+impl Bochs {
+    const BIOS: &'static str = "/usr/share/bochs/BIOS-bochs-latest";
+    const VGA_BIOS: &'static str = "/usr/share/bochs/VGABIOS-lgpl-latest";
+    const ISOLINUX: &'static str = "/usr/lib/ISOLINUX/isolinux.bin";
+    const LDLINUX: &'static str = "/usr/lib/syslinux/modules/bios/ldlinux.c32";
+
+    /// A bootable CD with the kernel and initramfs.
+    fn cd(scratch: &Scratch, files: &super::linux::Files) -> Result<PathBuf, String> {
+        if find("genisoimage").is_none() || !Path::new(Self::ISOLINUX).exists() {
+            return Err("Linux under Bochs needs genisoimage and isolinux".into());
+        }
+        let root = scratch.0.join("cd");
+        fs::create_dir_all(&root).map_err(|e| e.to_string())?;
+        let copy = |from: &Path, to: &str| fs::copy(from, root.join(to)).map_err(|e| format!("{}: {e}", from.display()));
+        copy(Path::new(Self::ISOLINUX), "isolinux.bin")?;
+        copy(Path::new(Self::LDLINUX), "ldlinux.c32")?;
+        copy(&files.kernel, "linux")?;
+        fs::write(root.join("initrd"), &files.initrd).map_err(|e| e.to_string())?;
+        let menu = format!("default l\nprompt 0\nlabel l\nkernel linux\ninitrd initrd\nappend {COMMAND_LINE}\n");
+        fs::write(root.join("isolinux.cfg"), menu).map_err(|e| e.to_string())?;
+        let iso = scratch.0.join("cd.iso");
+        let status = Command::new("genisoimage")
+            .args(["-quiet", "-b", "isolinux.bin", "-c", "boot.cat", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table", "-o"])
+            .arg(&iso)
+            .arg(&root)
+            .status()
+            .map_err(|e| e.to_string())?;
+        if status.success() { Ok(iso) } else { Err(format!("genisoimage: {status}")) }
+    }
+}
+
+impl Emulator for Bochs {
+    fn name(&self) -> &'static str {
+        "bochs"
+    }
+    fn missing(&self) -> Option<String> {
+        if find("bochs").is_none() || !Path::new(Self::BIOS).exists() {
+            return Some("bochs is not installed (Debian: bochs, bochs-term)".into());
+        }
+        find("script").is_none().then(|| "bochs needs a terminal: util-linux's script is not installed".into())
+    }
+    fn run(&self, guest: &Guest, limit: Duration) -> Result<Marks, String> {
+        let scratch = Scratch::new("bochs")?;
+        let serial = scratch.0.join("serial");
+        let boot = match guest {
+            Guest::BootSector(sector) => {
+                let disk = scratch.file("disk", &padded(sector))?;
+                format!("floppya: 1_44={}, status=inserted\nboot: floppy\n", disk.display())
+            }
+            Guest::Linux(files) => {
+                let iso = Self::cd(&scratch, files)?;
+                format!("ata0-master: type=cdrom, path={}, status=inserted\nboot: cdrom\n", iso.display())
+            }
+        };
+        let config = format!(
+            "config_interface: textconfig\ndisplay_library: term\nmegs: 512\nromimage: file={}\nvgaromimage: file={}\n\
+             cpu: model=corei7_skylake_x, ips=100000000\nclock: sync=none\ncom1: enabled=1, mode=file, dev={}\nlog: {}\n{boot}",
+            Self::BIOS,
+            Self::VGA_BIOS,
+            serial.display(),
+            scratch.0.join("log").display()
+        );
+        let rc = scratch.file("bochsrc", config.as_bytes())?;
+        // Bochs draws on a terminal: give it one.
+        let child = Command::new("script")
+            .args(["-qfec"])
+            .arg(format!("exec bochs -q -f {}", rc.display()))
+            .arg("/dev/null")
+            .env("TERM", "vt100")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|e| e.to_string())?;
+        follow(child, &serial, limit)
+    }
+}

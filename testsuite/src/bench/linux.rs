@@ -1,0 +1,104 @@
+//! Linux workloads: an initramfs made here from a static busybox, with a script that marks what it does.
+
+use std::path::{Path, PathBuf};
+
+/// Names as the markers carry them. `boot` ends at the start of the script.
+pub const WORKLOADS: [&str; 8] = ["boot", "sha256", "gzip", "awk", "dd", "syscalls", "page-faults", "fork-exec"];
+
+/// A kernel and an initramfs.
+pub struct Files {
+    pub kernel: PathBuf,
+    pub initrd: Vec<u8>,
+}
+
+/// Commands of each workload (busybox ash).
+fn script(name: &str) -> &'static str {
+    match name {
+        "sha256" => "dd if=/dev/zero bs=1M count=64 2>/dev/null | sha256sum >/dev/null",
+        "gzip" => "gzip -c /text >/dev/null",
+        "awk" => "awk 'BEGIN{for(i=0;i<1000000;i++)s+=i*i%7; print s}' >/dev/null",
+        "dd" => "dd if=/dev/zero of=/dev/null bs=64k count=4096 2>/dev/null",
+        // One read and one write of a byte a block.
+        "syscalls" => "dd if=/dev/zero of=/dev/null bs=1 count=250000 2>/dev/null",
+        // tmpfs pages are touched for the first time.
+        "page-faults" => "dd if=/dev/zero of=/big bs=1M count=128 2>/dev/null; rm /big",
+        "fork-exec" => "i=0; while [ $i -lt 200 ]; do /bin/true; i=$((i+1)); done",
+        _ => "",
+    }
+}
+
+/// Make the initramfs for the workloads that `wanted` names.
+pub fn files(kernel: &Path, busybox: &Path, wanted: impl Fn(&str) -> bool) -> Result<Files, Box<dyn std::error::Error>> {
+    let read = |p: &Path| std::fs::read(p).map_err(|e| format!("{}: {e}", p.display()));
+    read(kernel)?;
+    let busybox = read(busybox)?;
+    let mut init = String::from("#!/bin/sh\necho '@E boot'\n");
+    for name in WORKLOADS.iter().filter(|n| **n != "boot" && wanted(n)) {
+        init += &format!("echo '@S {name}'\n{}\necho '@E {name}'\n", script(name));
+    }
+    init += "echo '@DONE'\npoweroff -f\n";
+    let mut archive = Archive::default();
+    for dir in ["bin", "dev", "proc", "sys", "tmp"] {
+        archive.entry(dir, 0o040_755, &[], (0, 0));
+    }
+    archive.entry("bin/busybox", 0o100_755, &busybox, (0, 0));
+    for applet in ["sh", "dd", "sha256sum", "gzip", "awk", "rm", "true", "poweroff", "echo"] {
+        archive.entry(&format!("bin/{applet}"), 0o120_777, b"busybox", (0, 0));
+    }
+    archive.entry("dev/console", 0o020_600, &[], (5, 1));
+    archive.entry("dev/null", 0o020_666, &[], (1, 3));
+    archive.entry("dev/zero", 0o020_666, &[], (1, 5));
+    archive.entry("text", 0o100_644, &text(16 << 20), (0, 0));
+    archive.entry("init", 0o100_755, init.as_bytes(), (0, 0));
+    Ok(Files { kernel: kernel.to_path_buf(), initrd: archive.finish() })
+}
+
+/// Text-like bytes: words drawn from a small vocabulary by a fixed generator.
+fn text(bytes: usize) -> Vec<u8> {
+    let words = ["processor", "guest", "the", "of", "a", "interrupt", "page", "table", "entry", "is", "in", "host", "memory", "exit", "to"];
+    let mut state = 0x2545_f491u32;
+    let mut out = Vec::with_capacity(bytes + 16);
+    while out.len() < bytes {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        out.extend_from_slice(words[state as usize % words.len()].as_bytes());
+        out.push(if state & 0xf00 == 0 { b'\n' } else { b' ' });
+    }
+    out.truncate(bytes);
+    out
+}
+
+/// A cpio archive in the "newc" format that Linux unpacks.
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    inode: u32,
+}
+
+impl Archive {
+    fn entry(&mut self, name: &str, mode: u32, data: &[u8], device: (u32, u32)) {
+        self.inode += 1;
+        let fields = [self.inode, mode, 0, 0, 1, 0, data.len() as u32, 0, 0, device.0, device.1, name.len() as u32 + 1, 0];
+        self.bytes.extend_from_slice(b"070701");
+        for f in fields {
+            self.bytes.extend_from_slice(format!("{f:08x}").as_bytes());
+        }
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes.push(0);
+        self.pad();
+        self.bytes.extend_from_slice(data);
+        self.pad();
+    }
+
+    fn pad(&mut self) {
+        while !self.bytes.len().is_multiple_of(4) {
+            self.bytes.push(0);
+        }
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.entry("TRAILER!!!", 0, &[], (0, 0));
+        self.bytes
+    }
+}
