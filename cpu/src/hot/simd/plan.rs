@@ -145,7 +145,8 @@ fn must_align(insn: &Instruction, vex: bool, bytes: usize) -> bool {
 /// The plan of a vector instruction; `None` if it is no vector instruction, or one of those in `crate::exec::simd` that go their
 /// own way.
 pub fn plan(insn: &Instruction) -> Option<Plan> {
-    if !table::maybe(insn.mnemonic()) {
+    // MOVSD and CMPSD name a string instruction each as well.
+    if !table::maybe(insn.mnemonic()) || insn.is_string_instruction() {
         return None;
     }
     let o = operands(insn)?;
