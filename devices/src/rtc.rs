@@ -157,7 +157,7 @@ impl Rtc {
         if self.b() & B_24H != 0 {
             return self.encode(hour);
         }
-        let twelve = if hour % 12 == 0 { 12 } else { hour % 12 };
+        let twelve = if hour.is_multiple_of(12) { 12 } else { hour % 12 };
         self.encode(twelve) | if hour >= 12 { 0x80 } else { 0 }
     }
     fn decode_hour(&self, value: u8) -> u8 {

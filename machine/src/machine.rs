@@ -71,7 +71,7 @@ impl Machine {
         if config.cpus == 0 || config.cpus > MAX_CPUS {
             return Err(MachineError::BadCpuCount(config.cpus));
         }
-        if config.memory < 1 << 20 || config.memory % 4096 != 0 {
+        if config.memory < 1 << 20 || !config.memory.is_multiple_of(4096) {
             return Err(MachineError::BadMemory(config.memory));
         }
         if let Some(host) = crate::platform::host_memory()

@@ -17,7 +17,7 @@ pub fn check(image: &Image) -> Result<Rom<'_>, LoadError> {
     if size == 0 {
         return Err(LoadError::Empty { name: image.name.clone() });
     }
-    if !(64 << 10..=16 << 20).contains(&size) || size % 4096 != 0 {
+    if !(64 << 10..=16 << 20).contains(&size) || !size.is_multiple_of(4096) {
         return Err(LoadError::BadFirmwareSize(size));
     }
     Ok(Rom { start: (1 << 32) - size as u64, data: &image.data })

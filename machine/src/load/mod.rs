@@ -169,7 +169,7 @@ fn place_modules(ram: &Ram, modules: &[Module], from: u64) -> Result<Vec<(u64, u
 
 /// Append bytes to a block that will stand at `base`; where they will be.
 fn append(block: &mut Vec<u8>, base: u64, data: &[u8]) -> u64 {
-    while block.len() % 8 != 0 {
+    while !block.len().is_multiple_of(8) {
         block.push(0);
     }
     let at = base + block.len() as u64;

@@ -54,7 +54,7 @@ fn vmcb(cpu: &mut Cpu, insn: &Instruction) -> Exec<u64> {
 fn run(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     privileged(cpu)?;
     let address = vmcb(cpu, insn)?;
-    cpu.intercept(Intercept::SvmInstruction((reason::VMRUN - reason::VMRUN) as u8))?;
+    cpu.intercept(Intercept::SvmInstruction(0))?;
     if cpu.virt.guest {
         // VMRUN's own intercept is always set in a guest (a consistency check).
         return Err(cpu.ud());

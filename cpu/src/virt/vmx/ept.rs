@@ -97,7 +97,7 @@ impl Cpu {
         }
         let shared = self.shared.clone();
         let eptp = shared.read_u64(self.virt.vmx.vmcs.get(Field::EPTP_LIST_ADDRESS) + 8 * entry as u64);
-        if !eptp_allowed(&*self.vmx_capabilities(), eptp) {
+        if !eptp_allowed(&self.vmx_capabilities(), eptp) {
             return Err(self.vmx_exit_instruction(ExitInformation::new(basic::VMFUNC)));
         }
         let v = &mut self.virt.vmx.vmcs;
