@@ -85,6 +85,9 @@ pub struct Translations {
     /// Likewise for regions of 1 GiB.
     huge: u64,
     limits: Limits,
+    /// AVIC: the guest-physical page of the guest's APIC, and the backing page behind it; all ones without AVIC.
+    pub apic_bar: u64,
+    pub apic_page: u64,
 }
 
 impl Default for Translations {
@@ -98,6 +101,8 @@ impl Default for Translations {
             large: [0; LARGE_WORDS],
             huge: 0,
             limits: Limits::default(),
+            apic_bar: u64::MAX,
+            apic_page: u64::MAX,
         }
     }
 }
@@ -300,6 +305,11 @@ impl Cpu {
                     match npt.translate(memory, &wrote, &request, false) {
                         Ok(nested) => {
                             t.note_large(linear, found.page_bits);
+                            if found.physical & PAGE_MASK == t.apic_bar {
+                                // The access goes to the backing page, whatever the nested tables map.
+                                let physical = t.apic_page | found.physical & 0xfff;
+                                return Ok(Found { physical, readable: true, writable: false });
+                            }
                             return Ok(Found {
                                 physical: nested.physical,
                                 readable: true,
@@ -491,13 +501,16 @@ impl Cpu {
     /// Whether a guest-physical page, though RAM, must be reached as MMIO (the local APIC's page).
     #[inline]
     pub fn watched_physical(&self, physical: u64) -> bool {
-        self.in_apic_page(physical) || self.vmx_in_apic_access_page(physical)
+        self.in_apic_page(physical) || self.vmx_in_apic_access_page(physical) || self.svm_in_apic_page(physical)
     }
 
     /// Read guest-physical memory that is not RAM, 1, 2, 4 or 8 bytes, naturally aligned.
     pub fn physical_read(&mut self, physical: u64, size: usize) -> Exec<u64> {
         if self.vmx_in_apic_access_page(physical) {
             return self.vmx_apic_page_read(physical, size);
+        }
+        if self.svm_in_apic_page(physical) {
+            return self.svm_apic_page_read(physical, size);
         }
         if self.in_apic_page(physical) {
             return Ok(self.apic_mmio_read(physical, size));
@@ -511,6 +524,9 @@ impl Cpu {
     pub fn physical_write(&mut self, physical: u64, size: usize, value: u64) -> Exec {
         if self.vmx_in_apic_access_page(physical) {
             return self.vmx_apic_page_write(physical, size, value);
+        }
+        if self.svm_in_apic_page(physical) {
+            return self.svm_apic_page_write(physical, value);
         }
         if self.in_apic_page(physical) {
             self.apic_mmio_write(physical, size, value);

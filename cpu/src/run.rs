@@ -69,7 +69,6 @@ impl Cpu {
                     Boundary::Leave(exit) => return exit,
                 }
             }
-            again = 0;
             if self.general_once {
                 most = 1;
             }
@@ -84,6 +83,16 @@ impl Cpu {
             self.restore_patched();
             if let Some(before) = before {
                 self.after_step(&before, result);
+            }
+            if self.now() > now {
+                again = 0;
+            } else {
+                // Likewise faults without end: a handler that cannot be fetched.
+                again += 1;
+                if again > MAX_EVENTS {
+                    self.budget -= 1;
+                    self.counters.waited += 1;
+                }
             }
             self.shared.code().collect();
             self.sync_code();

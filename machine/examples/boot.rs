@@ -1,7 +1,7 @@
 //! Boot a kernel with COM1 on standard output:
 //! `cargo run --release -p undervisor-machine --example boot -- KERNEL [INITRD] [COMMAND LINE]`
 //!
-//! Environment: `MEMORY` (MiB, 512), `CPUS` (1), `LIMIT` (instructions), `INPUT` (a file fed to COM1).
+//! Environment: `MODEL` (a processor model, as `--cpu` takes it), `MEMORY` (MiB, 512), `CPUS` (1), `LIMIT` (instructions), `INPUT` (a file fed to COM1).
 
 use std::process::ExitCode;
 
@@ -63,6 +63,9 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
         .cpus(number("CPUS", 1) as usize)
         .serial(Console { input: input.into_iter() })
         .kernel(Kernel { image: Image::read(kernel)?, command_line, initrd, ..Kernel::default() });
+    if let Ok(model) = std::env::var("MODEL") {
+        config = config.model(undervisor_machine::Model::parse(&model)?);
+    }
     let limit = number("LIMIT", 0);
     if limit > 0 {
         config = config.instruction_limit(limit);

@@ -73,6 +73,11 @@ impl Cpu {
 
     /// An interrupt message arrives that is addressed to this processor (see [`LocalApic::addressed`]).
     pub fn receive(&mut self, message: &Message) {
+        if message.mode == DeliveryMode::Reserved {
+            // What stands for an AVIC doorbell: look at virtual interrupts.
+            self.attend(attention::VIRT);
+            return;
+        }
         self.apic.accept(message.mode, message.vector, message.level_triggered);
         self.apic_settle();
     }

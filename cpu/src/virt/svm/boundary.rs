@@ -14,12 +14,12 @@ impl Cpu {
             return Ok(None);
         }
         match point {
-            Point::BeforeTraps => Ok(None),
+            Point::BeforeTraps => self.svm_take_trap().map(|()| None),
             Point::BeforeNmi => Ok(self.svm_take_virtual_nmi()),
             Point::BeforeInterrupt => Ok(None),
             Point::AfterInterrupt => {
                 let taken = self.svm_take_virtual_interrupt()?;
-                if taken.is_none() && !self.svm_watching() {
+                if taken.is_none() && !self.svm_watching() && !self.svm_avic() {
                     self.attention &= !attention::VIRT;
                 }
                 Ok(taken)

@@ -70,6 +70,7 @@ impl Cpu {
         seam.pause_left = seam.vmcb.get(Field::PAUSE_FILTER_COUNT) as u16;
         seam.pause_at = 0;
         self.virt.guest = true;
+        self.svm_avic_enter();
         self.counters.vm_entries += 1;
         self.current = std::ptr::null();
         self.suppress_trap();
@@ -191,6 +192,7 @@ impl Cpu {
             m.pat = host.pat;
         }
         self.virt.guest = false;
+        self.svm_avic_leave();
         self.translations.nested = Nested::None;
         self.translations.guest = false;
         self.translations.tag = 0;

@@ -40,6 +40,12 @@ pub struct SvmSeam {
     pub report_stale: bool,
     /// Clean groups that were stale at some VMRUN, if looked for.
     pub stale: u32,
+    /// Backing page of the running guest's AVIC, or all ones.
+    avic_page: u64,
+    /// An exit due when the instruction in flight is complete.
+    trap: Option<undervisor_svm::exit::ExitInformation>,
+    /// The instruction in flight has a block of its own: what it does to the APIC may exit right after it.
+    alone: bool,
     /// Exits by code, up to 0FFh.
     pub exits: [u64; 256],
 }
@@ -57,6 +63,9 @@ impl Default for SvmSeam {
             refused: None,
             report_stale: false,
             stale: 0,
+            avic_page: avic::NO_PAGE,
+            trap: None,
+            alone: false,
             exits: [0; 256],
         }
     }

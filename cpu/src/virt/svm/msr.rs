@@ -27,6 +27,7 @@ impl Cpu {
             msr::AMD_TSC_RATIO if self.svm_has(SvmFeatures::TSC_RATE_MSR) => Some(m.tsc_ratio),
             IGNNE | SVM_KEY if self.svm_exists() => Some(0),
             DOORBELL if self.svm_has(SvmFeatures::AVIC) => return Err(self.gp(0)),
+            0x800..=0x8ff => return self.svm_x2avic_read(number),
             _ => None,
         })
     }
@@ -56,6 +57,7 @@ impl Cpu {
             // No key has been set, so any key unlocks.
             SVM_KEY if self.svm_has(SvmFeatures::SVM_LOCK) => self.state.msrs.vm_cr &= !vm_cr::LOCK,
             DOORBELL if self.svm_has(SvmFeatures::AVIC) => self.svm_doorbell(value as u32),
+            0x800..=0x8ff => return self.svm_x2avic_write(number, value),
             _ => return Ok(false),
         }
         Ok(true)

@@ -76,7 +76,7 @@ impl Rig {
             (Field::EFER, rig.cpu.state.efer.bits()),
             (Field::CR0, rig.cpu.state.cr0.bits()),
             (Field::CR3, TABLES),
-            (Field::CR4, Cr4::PAE.bits()),
+            (Field::CR4, (Cr4::PAE | Cr4::OSXSAVE).bits()),
             (Field::RFLAGS, 2),
             (Field::RIP, GUEST),
             (Field::RSP, 0x8000),
@@ -148,6 +148,7 @@ impl Rig {
     /// Run VMRUN and what follows until the host's HLT. Returns the exit code.
     fn run(&mut self) -> u64 {
         self.cpu.state.set_rip(HOST);
+        self.cpu.state.activity = Default::default();
         self.cpu.state.set_gpr(regs::RAX, VMCB);
         let limit = self.cpu.now() + 2000;
         self.cpu.run(&mut NullBus, limit);
@@ -159,22 +160,22 @@ impl Rig {
 #[test]
 fn cpuid_exit_and_round_trip() {
     let mut r = Rig::new(|a| {
-        a.mov(rbx, 7u64)?;
+        a.mov(ebx, 7)?;
         a.cpuid()?;
         a.vmmcall()
     });
     r.intercept(reason::CPUID);
     assert_eq!(r.run(), reason::CPUID);
-    assert_eq!(r.get(Field::RIP), GUEST + 7);
-    assert_eq!(r.get(Field::NRIP), GUEST + 9);
+    assert_eq!(r.get(Field::RIP), GUEST + 5);
+    assert_eq!(r.get(Field::NRIP), GUEST + 7);
     assert_eq!(r.get(Field::RAX), 0x1234);
     assert_eq!(r.cpu.state.gpr(3), 7);
     assert_eq!((r.cpu.state.gpr(regs::RAX), r.cpu.state.gpr(regs::RSP)), (VMCB, 0x7000));
     assert!(!r.cpu.virt.svm.gif);
-    r.put(Field::RIP, GUEST + 9);
+    r.put(Field::RIP, GUEST + 7);
     r.put(Field::CLEAN_BITS, clean::ALL as u64);
     assert_eq!(r.run(), reason::VMMCALL);
-    assert_eq!(r.get(Field::RIP), GUEST + 9);
+    assert_eq!(r.get(Field::RIP), GUEST + 7);
 }
 
 #[test]
@@ -211,7 +212,12 @@ fn instruction_intercepts() {
         (reason::EXCEPTION_0 + 6, 0, |a| a.ud2()),
         (reason::INVLPG, 0x5000, |a| a.invlpg(qword_ptr(0x5000))),
         (reason::INVLPGA, 0, |a| a.invlpga()),
-        (reason::XSETBV, 0, |a| a.xsetbv()),
+        (reason::XSETBV, 0, |a| {
+            a.mov(eax, 1)?;
+            a.xor(ecx, ecx)?;
+            a.xor(edx, edx)?;
+            a.xsetbv()
+        }),
         (reason::CR0_READ, mov | 3, |a| a.mov(rbx, cr0)),
         (reason::CR0_READ + 3, mov | 9, |a| a.mov(r9, cr3)),
         (reason::CR0_READ + 8, mov | 1, |a| a.mov(rcx, cr8)),
