@@ -55,7 +55,11 @@ impl Cpu {
             if self.attention != 0 {
                 match self.attend_now() {
                     Boundary::Go => {}
-                    Boundary::Step => most = 1,
+                    Boundary::Step => {
+                        most = 1;
+                        // Else the chain would go on in whatever block is known to follow.
+                        self.set_limit(now);
+                    }
                     Boundary::Block => self.set_limit(now),
                     Boundary::Again => {
                         // Events without end (a breakpoint on the #DB handler) cost time, so that this loop ends.
@@ -71,6 +75,7 @@ impl Cpu {
             }
             if self.general_once {
                 most = 1;
+                self.set_limit(now);
             }
             let before = (most == 1).then(|| self.before_step());
             let result = self.step_block(most);
