@@ -512,7 +512,7 @@ impl Cpu {
         if self.svm_in_apic_page(physical) {
             return self.svm_apic_page_read(physical, size);
         }
-        if self.in_apic_page(physical) {
+        if self.in_apic_hole(physical) {
             return Ok(self.apic_mmio_read(physical, size));
         }
         let now = self.now();
@@ -528,7 +528,7 @@ impl Cpu {
         if self.svm_in_apic_page(physical) {
             return self.svm_apic_page_write(physical, value);
         }
-        if self.in_apic_page(physical) {
+        if self.in_apic_hole(physical) {
             self.apic_mmio_write(physical, size, value);
             return Ok(());
         }

@@ -77,6 +77,10 @@ impl Cpu {
                 most = 1;
                 self.set_limit(now);
             }
+            if most == 1 {
+                // A branch must not go on to a cached block, nor a repetition to a second iteration.
+                self.set_limit(now + 1);
+            }
             let before = (most == 1).then(|| self.before_step());
             let result = self.step_block(most);
             self.current = std::ptr::null();

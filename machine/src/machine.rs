@@ -172,6 +172,9 @@ impl Machine {
             }
         };
         let entry = load::load(&self.boot, &self.ram, rsdp)?;
+        if load::follows_bios(&self.boot) {
+            load::bios_interrupts(&mut self.board, self.clock);
+        }
         if matches!(self.boot, Boot::Kernel(_)) {
             self.cpus.iter_mut().for_each(|cpu| crate::load::firmware_state(cpu));
         }

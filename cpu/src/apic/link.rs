@@ -101,8 +101,17 @@ impl Cpu {
         self.apic.page() == Some(physical & !0xfff)
     }
 
+    /// Whether `physical` lies in the page that IA32_APIC_BASE names, whatever the mode. With the registers not there (x2APIC mode, or
+    /// switched off) the page is a hole: it reads as ones and swallows stores.
+    pub(crate) fn in_apic_hole(&self, physical: u64) -> bool {
+        (self.apic.base ^ physical) & 0x000f_ffff_ffff_f000 == 0
+    }
+
     /// Read the register page. Registers are 32 bits wide at 16-byte steps; the bytes between them read as zero.
     pub(crate) fn apic_mmio_read(&mut self, physical: u64, size: usize) -> u64 {
+        if self.apic.page().is_none() {
+            return u64::MAX >> (64 - 8 * size);
+        }
         let now = self.now();
         let offset = physical as u32 & 0xff0;
         let byte = physical as u32 & 15;
@@ -116,7 +125,7 @@ impl Cpu {
 
     /// Write the register page. Only aligned 32-bit stores (and the low half of 64-bit ones) count.
     pub(crate) fn apic_mmio_write(&mut self, physical: u64, size: usize, value: u64) {
-        if size < 4 || physical & 15 != 0 {
+        if size < 4 || physical & 15 != 0 || self.apic.page().is_none() {
             return;
         }
         let now = self.now();

@@ -312,6 +312,34 @@ fn pins() {
     assert!(a.extint_open(), "INTR goes straight to the core");
 }
 
+/// Notes where stores go.
+#[derive(Default)]
+struct Recorder(Vec<u64>);
+
+impl undervisor_mmu::Bus for Recorder {
+    fn mmio_read(&mut self, _: u64, _: u64, _: usize) -> u64 {
+        0
+    }
+    fn mmio_write(&mut self, _: u64, address: u64, _: usize, _: u64) {
+        self.0.push(address);
+    }
+    fn port_read(&mut self, _: u64, _: u16, _: usize) -> u32 {
+        0
+    }
+    fn port_write(&mut self, _: u64, _: u16, _: usize, _: u32) {}
+    fn acknowledge_interrupt(&mut self, _: u64) -> u8 {
+        0
+    }
+    fn intr(&self) -> bool {
+        false
+    }
+    fn send_ipi(&mut self, _: usize, _: u64) {}
+    fn eoi(&mut self, _: u8) {}
+    fn take_wish(&mut self) -> undervisor_mmu::bus::Wish {
+        Default::default()
+    }
+}
+
 fn write32(cpu: &mut Cpu, at: u64, value: u32) {
     cpu.write_linear(at, value).unwrap();
 }
@@ -346,7 +374,13 @@ fn in_a_processor() {
     assert_eq!(c.apic_msr_write(0x808, 0), Err(Stop::Exception));
     c.apic_msr_write(msr::IA32_APIC_BASE, base | BASE_ENABLE | BASE_X2APIC).unwrap();
     assert_eq!(c.apic_msr_read(0x802), Ok(0));
-    assert_eq!(c.read_linear::<u32>(base + 0x30).unwrap(), u32::MAX);
+    let mut board = Recorder::default();
+    c.with_bus(&mut board, |c| {
+        assert_eq!(c.read_linear::<u32>(base + 0x30).unwrap(), u32::MAX);
+        write32(c, base, 0xff);
+        write32(c, base + 0x1000, 0xff);
+    });
+    assert_eq!(board.0, [base + 0x1000], "stores to the hole send nothing");
 }
 
 #[test]

@@ -20,6 +20,7 @@ pub use entry::Entry;
 use undervisor_cpu::Cpu;
 use undervisor_cpu::apic::{DeliveryMode, LVT_LINT0, LVT_LINT1};
 use undervisor_devices::{Dma, DmaExt};
+use undervisor_mmu::Bus;
 
 use crate::config::{Boot, Kernel, Module};
 use crate::error::LoadError;
@@ -73,12 +74,49 @@ pub fn load(boot: &Boot, ram: &Ram, rsdp: u64) -> Result<Entry, LoadError> {
     };
     let format = recognise(kernel)?;
     write_bios_data(ram);
+    if follows_bios(boot) {
+        write_vectors(ram);
+    }
     match format {
         Format::Linux => linux::load(kernel, ram, rsdp),
         Format::Multiboot => multiboot::load(kernel, ram, rsdp),
         Format::Pvh => pvh::load(kernel, ram, rsdp),
         Format::Elf => elf::load(kernel, ram, rsdp),
         Format::Flat => flat::load(kernel, ram),
+    }
+}
+
+/// Whether what is booted may expect that a PC BIOS ran before it.
+pub fn follows_bios(boot: &Boot) -> bool {
+    matches!(boot, Boot::Kernel(kernel) if matches!(recognise(kernel), Ok(Format::Multiboot | Format::Flat)))
+}
+
+/// Real-mode vectors as a PC BIOS leaves them, as far as they return (and acknowledge the 8259 pair where they are its).
+fn write_vectors(ram: &Ram) {
+    const RETURN: u16 = 0x500;
+    const FIRST: u16 = 0x510;
+    const SECOND: u16 = 0x520;
+    // iret; push ax, mov al 20h, out 20h, pop ax, iret; the same with out A0h first.
+    let _ = ram.write(RETURN as u64, &[0xcf]);
+    let _ = ram.write(FIRST as u64, &[0x50, 0xb0, 0x20, 0xe6, 0x20, 0x58, 0xcf]);
+    let _ = ram.write(SECOND as u64, &[0x50, 0xb0, 0x20, 0xe6, 0xa0, 0xe6, 0x20, 0x58, 0xcf]);
+    for vector in 0..=0xff {
+        let handler = match vector {
+            0x08..0x10 => FIRST,
+            0x70..0x78 => SECOND,
+            _ => RETURN,
+        };
+        let _ = ram.write_u32(4 * vector, handler as u32);
+    }
+}
+
+/// What a PC BIOS leaves of the interrupt system: the 8259 pair at vectors 08h and 70h with the timer's line open, and the timer
+/// at 18.2 Hz.
+pub fn bios_interrupts(bus: &mut dyn Bus, now: u64) {
+    let pair = [(0x20, 0x11), (0xa0, 0x11), (0x21, 8), (0xa1, 0x70), (0x21, 4), (0xa1, 2), (0x21, 1), (0xa1, 1)];
+    let masks_and_timer = [(0x21, 0xfa), (0xa1, 0xff), (0x43, 0x34), (0x40, 0), (0x40, 0)];
+    for (port, value) in pair.into_iter().chain(masks_and_timer) {
+        bus.port_write(now, port, 1, value);
     }
 }
 
