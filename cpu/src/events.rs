@@ -147,7 +147,7 @@ fn side_effects(cpu: &mut Cpu, event: &Event, origin: Origin) {
 fn deliver_once(cpu: &mut Cpu, event: &Event) -> Exec {
     let rip = match event.kind {
         EventKind::Software | EventKind::SoftwareException | EventKind::PrivilegedSoftwareException => {
-            crate::hot::wrap(cpu.mode, cpu.state.rip().wrapping_add(event.instruction_length as u64))
+            crate::hot::along(cpu.mode, cpu.state.rip().wrapping_add(event.instruction_length as u64))
         }
         _ => cpu.state.rip(),
     };

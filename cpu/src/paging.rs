@@ -181,6 +181,14 @@ impl Cpu {
         if (if access.write { e.write } else { e.read }) == (linear & PAGE_MASK | self.space) {
             return Ok(e.physical | linear & 0xfff);
         }
+        if self.mode.is64() && !self.canonical(linear) {
+            if !self.current.is_null() && self.current_slow.is_null() && !access.system {
+                // Hot forms leave it to the general one to name the fault: it knows the segment.
+                self.general_once = true;
+                return Err(crate::cpu::Stop::Again);
+            }
+            return Err(self.gp(0));
+        }
         self.counters.tlb_misses += 1;
         let found = self.walk(linear, access)?;
         self.fill(bank, linear, &found);

@@ -11,8 +11,8 @@ pub const REVISION: u32 = 0x5556_0001;
 pub const REGION_SIZE: u64 = 4096;
 /// CR3-target values that a VMCS holds.
 pub const CR3_TARGETS: u64 = 4;
-/// The preemption timer counts down each time bit 5 of the TSC changes.
-pub const PREEMPTION_TIMER_SHIFT: u32 = 5;
+/// The preemption timer counts down each time this bit of the TSC changes.
+pub const PREEMPTION_TIMER_SHIFT: u32 = 0;
 /// Most entries of an MSR area that are recommended: 512 × (0 + 1).
 pub const MSR_AREA_LIMIT: u32 = 512;
 
@@ -138,7 +138,6 @@ const EPT_VPID: &[(VmxFeatures, u64)] = &[
 /// Bits of IA32_VMX_MISC.
 #[rustfmt::skip]
 const MISC: &[(VmxFeatures, u64)] = &[
-    (VmxFeatures::PREEMPTION_TIMER, PREEMPTION_TIMER_SHIFT as u64),
     (VmxFeatures::STORE_LMA, 1 << 5),
     (VmxFeatures::ACTIVITY_HLT, 1 << 6),
     (VmxFeatures::ACTIVITY_SHUTDOWN, 1 << 7),
@@ -213,7 +212,7 @@ impl Capabilities {
             | u64::from(true_controls) << 55
             | u64::from(has(VmxFeatures::INJECT_ANY_ERROR_CODE)) << 56;
         // 24:16 CR3 targets, 27:25 MSR-area recommendation.
-        let misc = collect(MISC) | CR3_TARGETS << 16;
+        let misc = collect(MISC) | CR3_TARGETS << 16 | PREEMPTION_TIMER_SHIFT as u64;
         Capabilities {
             features,
             limits,

@@ -6,10 +6,6 @@ use undervisor_core::msr;
 use crate::capabilities::MSR_AREA_LIMIT;
 use crate::memory::Memory;
 
-/// Entries that are processed at all. Software may not exceed the recommended number (behaviour is then undefined), and
-/// the host must not loop for as long as a guest likes.
-const MOST: u32 = 8 * MSR_AREA_LIMIT;
-
 /// One entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -36,11 +32,12 @@ pub fn storable(e: &Entry) -> bool {
     e.reserved == 0 && e.index >> 8 != 8 && e.index != 0x9e
 }
 
-/// Load `count` entries. `Err(n)`: entry n (from 1) cannot be loaded.
+/// Load `count` entries. `Err(n)`: entry n (from 1) cannot be loaded. More entries than IA32_VMX_MISC recommends fail: behaviour is
+/// undefined then, and the host must not loop for as long as a guest likes.
 pub fn load(memory: &dyn Memory, area: u64, count: u32, mut write: impl FnMut(u32, u64) -> bool) -> Result<(), u32> {
-    for n in 0..count.min(MOST) {
+    for n in 0..count {
         let e = entry(memory, area, n);
-        if !loadable(&e) || !write(e.index, e.value) {
+        if n >= MSR_AREA_LIMIT || !loadable(&e) || !write(e.index, e.value) {
             return Err(n + 1);
         }
     }
@@ -49,9 +46,9 @@ pub fn load(memory: &dyn Memory, area: u64, count: u32, mut write: impl FnMut(u3
 
 /// Store `count` entries. `Err(n)`: entry n (from 1) cannot be stored.
 pub fn store(memory: &dyn Memory, area: u64, count: u32, mut read: impl FnMut(u32) -> Option<u64>) -> Result<(), u32> {
-    for n in 0..count.min(MOST) {
+    for n in 0..count {
         let e = entry(memory, area, n);
-        match if storable(&e) { read(e.index) } else { None } {
+        match if n < MSR_AREA_LIMIT && storable(&e) { read(e.index) } else { None } {
             Some(value) => memory.write_u64(area + 16 * n as u64 + 8, value),
             None => return Err(n + 1),
         }

@@ -40,7 +40,7 @@ pub fn hot<H: Hot>(cpu: &mut Cpu, op: OpRef) -> Flow {
 fn hot_slow<H: Hot>(cpu: &mut Cpu, op: OpRef) -> Flow {
     cpu.current = &*op;
     cpu.current_slow = std::ptr::null();
-    cpu.instruction_rip = wrap(cpu.mode, cpu.state.rip().wrapping_add(op.offset as u64));
+    cpu.instruction_rip = along(cpu.mode, cpu.state.rip().wrapping_add(op.offset as u64));
     match H::run::<Slow>(cpu, op) {
         Ok(()) => {
             cpu.current = std::ptr::null();
@@ -57,7 +57,7 @@ pub fn abandon(cpu: &mut Cpu, op: OpRef, stop: Stop) -> Flow {
     cpu.outcome = Err(stop);
     retire_before(cpu, op);
     if stop != Stop::Exit {
-        cpu.state.regs[RIP as usize] = wrap(cpu.mode, cpu.state.rip().wrapping_add(op.offset as u64));
+        cpu.state.regs[RIP as usize] = along(cpu.mode, cpu.state.rip().wrapping_add(op.offset as u64));
     }
     None
 }
@@ -79,10 +79,17 @@ pub fn wrap(mode: Mode, rip: u64) -> u64 {
     }
 }
 
+/// An offset in CS that straight-line code has reached. Only branches cut it to 16 bits: running past 0xffff is a matter of the
+/// segment limit, and an unrestricted guest may have 16-bit code beyond it.
+#[inline(always)]
+pub fn along(mode: Mode, rip: u64) -> u64 {
+    if mode.is64() { rip } else { rip & 0xffff_ffff }
+}
+
 /// Leave the chain before `op`, which is to be looked up (or decoded) again.
 fn leave(cpu: &mut Cpu, op: OpRef) -> Flow {
     retire_before(cpu, op);
-    cpu.state.regs[RIP as usize] = wrap(cpu.mode, cpu.state.rip().wrapping_add(op.offset as u64));
+    cpu.state.regs[RIP as usize] = along(cpu.mode, cpu.state.rip().wrapping_add(op.offset as u64));
     None
 }
 
@@ -185,7 +192,7 @@ fn run_slow(cpu: &mut Cpu, op: OpRef) -> Exec {
     let row = row(op);
     cpu.current = &*op;
     cpu.current_slow = row;
-    cpu.instruction_rip = wrap(cpu.mode, cpu.state.rip().wrapping_add(op.offset as u64));
+    cpu.instruction_rip = along(cpu.mode, cpu.state.rip().wrapping_add(op.offset as u64));
     let result = (row.function)(cpu, &row.instruction);
     cpu.current = std::ptr::null();
     result
@@ -196,9 +203,9 @@ pub fn slow_end(cpu: &mut Cpu, op: OpRef) -> Flow {
     let row = row(op);
     cpu.current = &*op;
     cpu.current_slow = row;
-    let rip = wrap(cpu.mode, cpu.state.rip().wrapping_add(op.offset as u64));
+    let rip = along(cpu.mode, cpu.state.rip().wrapping_add(op.offset as u64));
     cpu.instruction_rip = rip;
-    cpu.state.regs[RIP as usize] = wrap(cpu.mode, rip.wrapping_add(op.length as u64));
+    cpu.state.regs[RIP as usize] = along(cpu.mode, rip.wrapping_add(op.length as u64));
     let result = (row.function)(cpu, &row.instruction);
     if result.is_ok() && cpu.attention == 0 {
         cpu.current = std::ptr::null();

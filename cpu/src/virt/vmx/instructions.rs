@@ -242,7 +242,7 @@ fn vmread(cpu: &mut Cpu, insn: &Instruction) -> Exec {
         return Ok(());
     }
     let Some((field, high)) = cpu.vmx_capabilities().fields.find(encoding) else {
-        cpu.vmx_fail_in(guest, error::UNSUPPORTED_FIELD);
+        cpu.vmx_fail(error::UNSUPPORTED_FIELD);
         return Ok(());
     };
     let value = if guest {
@@ -276,11 +276,11 @@ fn vmwrite(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     }
     let capabilities = cpu.vmx_capabilities();
     let Some((field, high)) = capabilities.fields.find(encoding) else {
-        cpu.vmx_fail_in(guest, error::UNSUPPORTED_FIELD);
+        cpu.vmx_fail(error::UNSUPPORTED_FIELD);
         return Ok(());
     };
     if is_information(field) && !capabilities.has(VmxFeatures::VMWRITE_ANY_FIELD) {
-        cpu.vmx_fail_in(guest, error::READ_ONLY_FIELD);
+        cpu.vmx_fail(error::READ_ONLY_FIELD);
         return Ok(());
     }
     if guest {
@@ -294,17 +294,6 @@ fn vmwrite(cpu: &mut Cpu, insn: &Instruction) -> Exec {
 }
 
 impl Cpu {
-    /// VMfailValid of a shadowed VMREAD or VMWRITE: the error number goes to the shadow VMCS.
-    fn vmx_fail_in(&mut self, guest: bool, number: u32) {
-        if !guest {
-            return self.vmx_fail(number);
-        }
-        let shared = self.shared.clone();
-        let region = self.virt.vmx.vmcs.get(Field::VMCS_LINK_POINTER);
-        shadow_write(&*shared, region, Field::INSTRUCTION_ERROR, false, number as u64);
-        self.state.set_status(Rflags::STATUS.bits(), Rflags::ZF.bits());
-    }
-
     /// Whether the model has VMX.
     pub fn vmx_model(&self) -> bool {
         self.model.has(undervisor_core::model::Feature::VMX)
