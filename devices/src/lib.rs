@@ -7,6 +7,7 @@
 pub mod acpi_pm;
 pub mod chardev;
 pub mod debug;
+pub mod disk;
 pub mod fw_cfg;
 pub mod hpet;
 pub mod i8042;
@@ -16,6 +17,7 @@ pub mod pic;
 pub mod pit;
 pub mod rtc;
 pub mod uart;
+pub mod virtio;
 pub mod wiring;
 
 pub use wiring::{Dma, DmaError, DmaExt, DmaMemory, IrqLine, MessageSender, Signal, Wiring};

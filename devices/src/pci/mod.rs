@@ -1,5 +1,14 @@
 //! PCI: what a function is, and the host bridge that finds functions by address.
 
+mod chipset;
+mod config;
+mod host;
+mod msix;
+
+pub use config::{Bar, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MASTER, COMMAND_MEMORY, ConfigSpace};
+pub use host::PciHost;
+pub use msix::{Msix, RANGE as MSIX_RANGE};
+
 use crate::wiring::{DmaMemory, IrqLine, MessageSender};
 
 /// Bus, device, function.
@@ -59,53 +68,3 @@ pub trait PciDevice {
 pub const ECAM_BASE: u64 = 0xb000_0000;
 /// Buses that ECAM covers.
 pub const ECAM_BUSES: u64 = 256;
-
-/// The host bridge: configuration mechanism 1, ECAM, and the way to each function's ranges.
-///
-/// The machine calls it for every port and address that no fixed device claims; `None` means nothing is there.
-#[derive(Default)]
-pub struct PciHost {
-    functions: Vec<(Bdf, Box<dyn PciDevice>)>,
-}
-
-impl PciHost {
-    /// Plug a function in.
-    pub fn plug(&mut self, mut device: Box<dyn PciDevice>, attachment: Attachment) {
-        let address = attachment.address;
-        device.attach(attachment);
-        self.functions.push((address, device));
-        self.functions.sort_by_key(|f| f.0);
-    }
-    pub fn port_read(&mut self, _now: u64, _port: u16, _size: usize) -> Option<u32> {
-        None
-    }
-    /// Whether anyone took it.
-    pub fn port_write(&mut self, _now: u64, _port: u16, _size: usize, _value: u32) -> bool {
-        false
-    }
-    pub fn mmio_read(&mut self, _now: u64, _address: u64, _size: usize) -> Option<u64> {
-        None
-    }
-    /// Whether anyone took it.
-    pub fn mmio_write(&mut self, _now: u64, _address: u64, _size: usize, _value: u64) -> bool {
-        false
-    }
-    /// Earliest deadline of any function.
-    pub fn deadline(&self) -> u64 {
-        self.functions.iter().map(|f| f.1.deadline()).min().unwrap_or(u64::MAX)
-    }
-    /// Tick every function whose deadline has come.
-    pub fn tick(&mut self, now: u64) {
-        for (_, f) in &mut self.functions {
-            if f.deadline() <= now {
-                f.tick(now);
-            }
-        }
-    }
-    pub fn poll(&mut self, now: u64) {
-        self.functions.iter_mut().for_each(|f| f.1.poll(now));
-    }
-    pub fn reset(&mut self) {
-        self.functions.iter_mut().for_each(|f| f.1.reset());
-    }
-}

@@ -1,0 +1,114 @@
+//! The guest that is part of the program. It is assembled here at run time, starts in real mode as a boot sector would, climbs to
+//! long mode, takes exceptions and interrupts, and then is a hypervisor itself: it runs a guest in real mode and one in long
+//! mode, handles their exits, and prints what it saw.
+
+mod boot;
+mod image;
+mod long;
+mod nested;
+mod vmcs;
+
+use std::time::Duration;
+
+use iced_x86::IcedError;
+use undervisor_machine::{Image, MachineConfig, Model, StopReason};
+
+use crate::console::Console;
+use crate::error::Failure;
+use crate::options::{DemoOptions, DemoVendor, IdleMode};
+use crate::session::Session;
+use crate::wiring::Boxed;
+
+/// More than the demo takes, by far.
+const INSTRUCTION_LIMIT: u64 = 2_000_000_000;
+
+/// Build and run the demo.
+pub fn run(options: &DemoOptions) -> Result<u8, Failure> {
+    let model = match options.vendor {
+        DemoVendor::Intel => Model::skylake_server(),
+        DemoVendor::Amd => Model::epyc_milan(),
+    };
+    let image = assemble().map_err(|e| Failure::Option { option: "demo", value: String::new(), why: e.to_string() })?;
+    let (console, terminal) = Console::open(true, false).map_err(Failure::Terminal)?;
+    let mut machine = MachineConfig::new()
+        .memory(64 << 20)
+        .model(model)
+        .flat(Image::new("the demo", image), image::BASE)
+        .serial(Boxed(Box::new(console.backend())))
+        .instruction_limit(INSTRUCTION_LIMIT)
+        .build()?;
+    let mut session = Session::new(console.clone(), Some(Duration::from_secs(600)), IdleMode::Jump);
+    let outcome = session.run(&mut machine);
+    let exits: u64 = machine.cpus().iter().map(|c| c.counters.vm_exits).sum();
+    drop(terminal);
+    if outcome.reason == StopReason::PowerOff {
+        let seconds = session.elapsed().as_secs_f64();
+        let instructions = machine.progress().instructions;
+        let mut line = format!(
+            "undervisor: {instructions} instructions in {:.1} ms of the host's time, {:.0} MIPS",
+            seconds * 1e3,
+            instructions as f64 / seconds / 1e6
+        );
+        if exits > 0 {
+            line.push_str(&format!(
+                "; {exits} VM exits, {:.0} ns each with all that L1 and L2 did",
+                seconds * 1e9 / exits as f64
+            ));
+        }
+        console.message(&line);
+    } else if outcome.code != 0 {
+        console.message(&format!("undervisor: {}", outcome.message));
+    }
+    if options.stats {
+        console.message(&session.statistics(&machine));
+    }
+    Ok(outcome.code)
+}
+
+/// The demo as a flat binary for [`image::BASE`].
+fn assemble() -> Result<Vec<u8>, IcedError> {
+    let mut image = image::Builder::new();
+    boot::add(&mut image)?;
+    nested::add(&mut image)?;
+    long::add(&mut image)?;
+    Ok(image.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use undervisor_machine::{BufferBackend, NoHost};
+
+    fn output(model: Model) -> (StopReason, String) {
+        let serial = BufferBackend::new();
+        let mut machine = MachineConfig::new()
+            .memory(64 << 20)
+            .model(model)
+            .flat(Image::new("the demo", assemble().unwrap()), image::BASE)
+            .serial(serial.clone())
+            .instruction_limit(50_000_000)
+            .build()
+            .unwrap();
+        (machine.run(&mut NoHost), serial.text())
+    }
+
+    #[test]
+    fn climbs_to_long_mode_and_takes_interrupts() {
+        for name in ["skylake-server", "epyc-milan"] {
+            let (reason, text) = output(Model::by_name(name).unwrap());
+            for line in ["real mode", "protected mode", "long mode", "#UD", "#PF", "8254", "local APIC"] {
+                assert!(text.contains(line), "{name}: no {line:?} in\n{text}");
+            }
+            assert_eq!(reason, StopReason::PowerOff, "{text}");
+        }
+    }
+
+    #[test]
+    fn runs_guests_of_its_own() {
+        let (reason, text) = output(Model::skylake_server());
+        for line in ["L2 in real mode", "L2 in long mode", "CPUID", "EPT violation", "preemption timer"] {
+            assert!(text.contains(line), "no {line:?} in\n{text}");
+        }
+        assert_eq!(reason, StopReason::PowerOff, "{text}");
+    }
+}

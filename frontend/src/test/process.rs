@@ -1,0 +1,115 @@
+//! One test as a process.
+
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use crate::error::Failure;
+use crate::options::TestOptions;
+use crate::wiring;
+
+use super::verdict::{Report, Verdict};
+use super::{Entry, Job};
+
+/// Seconds that kvm-unit-tests gives a test that does not say.
+const DEFAULT_TIMEOUT: u64 = 90;
+/// Most output that is kept.
+const OUTPUT_LIMIT: usize = 16 << 20;
+
+/// The model for a test: the base model, with those of the changes in QEMU's `-cpu` value that it knows.
+pub fn cpu(entry: &Entry, base: Option<&str>) -> String {
+    let mut cpu = base.unwrap_or(if entry.wants_amd() { "max-amd" } else { "max-intel" }).to_owned();
+    for part in entry.cpu.as_deref().unwrap_or_default().split(',').skip(1) {
+        // QEMU writes `x=on` and `x=off` too.
+        let change = match part.split_once('=') {
+            Some(("phys-bits", _)) => part.to_owned(),
+            Some((name, "on")) => format!("+{name}"),
+            Some((name, "off")) => format!("-{name}"),
+            Some(_) => continue,
+            None => part.to_owned(),
+        };
+        // QEMU calls VMX features vmx-....
+        let short = change.replacen("+vmx-", "+", 1).replacen("-vmx-", "-", 1);
+        for change in [change, short] {
+            let longer = format!("{cpu},{change}");
+            if wiring::cpu(&longer).is_ok() {
+                cpu = longer;
+                break;
+            }
+        }
+    }
+    cpu
+}
+
+/// The arguments of `undervisor` that run the test.
+pub fn arguments(job: &Job, options: &TestOptions) -> Vec<String> {
+    let entry = &job.entry;
+    let timeout = match entry.timeout {
+        None => DEFAULT_TIMEOUT,
+        Some(0) => 10 * DEFAULT_TIMEOUT,
+        Some(t) => t.max(DEFAULT_TIMEOUT),
+    };
+    let factor = timeout as f64 / DEFAULT_TIMEOUT as f64;
+    let mut args: Vec<String> = ["run", "--kernel"].map(String::from).into();
+    args.push(job.file.display().to_string());
+    args.push(format!("--memory={}K", entry.memory.unwrap_or(options.memory) >> 10));
+    args.push(format!("--cpus={}", entry.smp.unwrap_or(options.cpus)));
+    args.push(format!("--cpu={}", cpu(entry, options.cpu.as_deref())));
+    args.push(format!("--insn-limit={}", (options.insn_limit as f64 * factor) as u64));
+    args.push(format!("--time-limit={}", options.time_limit * factor));
+    args.push("--idle=jump".into());
+    args.push("--no-status".into());
+    if !entry.arguments.is_empty() {
+        args.push(format!("--append={}", entry.arguments));
+    }
+    if let Some(initrd) = &entry.initrd {
+        args.push(format!("--initrd={initrd}"));
+    }
+    args
+}
+
+/// Run the test to its end.
+pub fn run(job: &Job, options: &TestOptions) -> Result<Report, Failure> {
+    let program = std::env::current_exe().map_err(|source| Failure::Read { path: "undervisor".into(), source })?;
+    let start = Instant::now();
+    let result = Command::new(&program)
+        .args(arguments(job, options))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .output()
+        .map_err(|source| Failure::Read { path: program, source })?;
+    let seconds = start.elapsed().as_secs_f64();
+    let mut output = result.stdout;
+    if output.len() > OUTPUT_LIMIT {
+        output.drain(..output.len() - OUTPUT_LIMIT);
+    }
+    let output = String::from_utf8_lossy(&output).into_owned();
+    let errors = String::from_utf8_lossy(&result.stderr).into_owned();
+    if let Some(dir) = &options.logs {
+        let name: String = job.entry.name.chars().map(|c| if c == '/' || c == '\\' { '_' } else { c }).collect();
+        let path = dir.join(format!("{name}.log"));
+        std::fs::write(&path, format!("{output}{errors}")).map_err(|source| Failure::Write { path, source })?;
+    }
+    let mut report = Report::read(&job.entry.name, &output, seconds);
+    report.verdict = Verdict::of(result.status.code(), &report, errors.trim());
+    report.output = output + &errors;
+    Ok(report)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_cpu(cpu: &str) -> Entry {
+        Entry { cpu: Some(cpu.into()), ..Entry::default() }
+    }
+
+    #[test]
+    fn processors_of_entries() {
+        assert_eq!(cpu(&Entry::default(), None), "max-intel");
+        assert_eq!(cpu(&with_cpu("max,+svm,-npt"), None), "max-amd,+svm,-npt");
+        assert_eq!(cpu(&with_cpu("qemu64,-x2apic,+nonsense"), None), "max-intel,-x2apic");
+        assert_eq!(cpu(&with_cpu("IvyBridge,phys-bits=36,host-phys-bits=off,+vmx"), None), "max-intel,phys-bits=36,+vmx");
+        assert_eq!(cpu(&with_cpu("max,vendor=GenuineIntel"), Some("skylake-server")), "skylake-server");
+    }
+}
