@@ -3,6 +3,7 @@
 //!
 //! None of it is looked at while `Cpu::attention` is zero.
 
+use iced_x86::{Decoder, DecoderOptions, FlowControl};
 use undervisor_core::{Activity, Dr6, Event, EventKind, Exception, Rflags, Vector};
 
 use crate::cpu::{Cpu, Exec, Stop, attention};
@@ -47,6 +48,9 @@ pub(crate) struct Before {
     now: u64,
     tf: bool,
     rf: bool,
+    /// Offset of the instruction after a branch that is about to execute, if someone wants to know whether it is taken
+    /// (DEBUGCTL.LBR, BTF).
+    branch: Option<u64>,
 }
 
 impl Cpu {
@@ -151,7 +155,8 @@ impl Cpu {
         if self.attention & (attention::DEBUG | attention::SHADOW) == 0 {
             return Boundary::Go;
         }
-        let stepping = self.state.flag(Rflags::TF) || self.state.flag(Rflags::RF) || self.state.pending_debug != 0;
+        let recording = self.state.msrs.debugctl & 1 != 0;
+        let stepping = recording || self.state.flag(Rflags::TF) || self.state.flag(Rflags::RF) || self.state.pending_debug != 0;
         let watched = self.breakpoints;
         if !stepping && !watched.code && !watched.data && !watched.io {
             self.attention &= !attention::DEBUG;
@@ -280,7 +285,9 @@ impl Cpu {
         let deferred = self.notes.deferred;
         let repeating = self.notes.repeating;
         self.notes = Notes { deferred, repeating, ..Notes::default() };
-        Before { rip: self.state.rip(), now: self.now(), tf: self.state.flag(Rflags::TF), rf: self.state.flag(Rflags::RF) }
+        let branch = if self.state.msrs.debugctl & 3 != 0 { self.branch_ahead() } else { None };
+        let (tf, rf) = (self.state.flag(Rflags::TF), self.state.flag(Rflags::RF));
+        Before { rip: self.state.rip(), now: self.now(), tf, rf, branch }
     }
 
     /// The consequences of a single step: the shadow ends, TF traps, RF is cleared.
@@ -300,6 +307,7 @@ impl Cpu {
         if before.rf && !notes.rf_loaded && (!partial || !self.breakpoints.code) {
             self.state.set_flag(Rflags::RF, false);
         }
+        self.record_branch(before);
         let tf = if notes.late_trap { self.state.flag(Rflags::TF) } else { before.tf };
         let blocked = notes.delivered || (notes.shadow_set && self.state.shadow.mov_ss);
         if tf && !blocked && (self.state.msrs.debugctl & 2 == 0 || self.branched(before)) {
@@ -307,8 +315,28 @@ impl Cpu {
         }
     }
 
-    /// DEBUGCTL.BTF: whether the step was a taken branch, going by where it went.
+    /// If the instruction at RIP is a branch: the offset of the one after it.
+    fn branch_ahead(&mut self) -> Option<u64> {
+        let rip = self.state.rip();
+        let mut bytes = [0; 15];
+        let count = self.peek_code(rip, &mut bytes);
+        let insn = Decoder::with_ip(self.mode.bits(), &bytes[..count], rip, DecoderOptions::NONE).decode();
+        let branch = !matches!(insn.flow_control(), FlowControl::Next | FlowControl::Exception | FlowControl::Interrupt);
+        (branch && !insn.is_invalid()).then(|| crate::hot::wrap(self.mode, insn.next_ip()))
+    }
+
+    /// Whether the step was a taken branch.
     fn branched(&self, before: &Before) -> bool {
-        !(1..=15).contains(&self.state.rip().wrapping_sub(before.rip))
+        before.branch.is_some_and(|next| self.state.rip() != next) && !self.notes.delivered
+    }
+
+    /// DEBUGCTL.LBR: note a taken branch (SDM vol. 3, Last Branch, Interrupt, and Exception Recording; APM vol. 2, Control-Transfer
+    /// Breakpoint Features).
+    fn record_branch(&mut self, before: &Before) {
+        if self.state.msrs.debugctl & 1 != 0 && self.branched(before) {
+            let to = self.state.rip();
+            self.state.msrs.last_branch[0] = before.rip;
+            self.state.msrs.last_branch[1] = to;
+        }
     }
 }

@@ -5,7 +5,7 @@
 
 use undervisor_core::{Cr0, Efer, Feature, SegReg, Segment, Vendor, msr::*};
 
-use crate::cpu::{Cpu, Exec};
+use crate::cpu::{Cpu, Exec, attention};
 use crate::cpuid::MISC_ENABLE_LIMIT_CPUID;
 
 /// IA32_MISC_ENABLE after reset: fast strings, no BTS and PEBS, MONITOR.
@@ -316,6 +316,10 @@ impl Cpu {
                 let ok = value & !allowed == 0;
                 if ok {
                     m.debugctl = value;
+                    if value & 1 != 0 {
+                        // Branches are recorded by stepping.
+                        self.attend(attention::DEBUG);
+                    }
                 }
                 ok
             }

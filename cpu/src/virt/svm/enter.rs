@@ -82,7 +82,11 @@ impl Cpu {
         if self.state.shadow.sti {
             bits |= attention::SHADOW;
         }
-        if self.state.flag(Rflags::TF) || self.state.flag(Rflags::RF) || self.state.dr7 & 0xff != 0 {
+        if self.state.flag(Rflags::TF)
+            || self.state.flag(Rflags::RF)
+            || self.state.dr7 & 0xff != 0
+            || self.state.msrs.debugctl & 1 != 0
+        {
             bits |= attention::DEBUG;
         }
         self.attend(bits);

@@ -1,6 +1,6 @@
 //! #VMEXIT (APM vol. 2, #VMEXIT).
 
-use undervisor_core::{Activity, Event, SvmFeatures};
+use undervisor_core::{Activity, Event, Rflags, SvmFeatures};
 use undervisor_mmu::NptExit;
 use undervisor_svm::controls::extensions;
 use undervisor_svm::exit::{ExitInformation, save_guest};
@@ -61,6 +61,9 @@ impl Cpu {
             // "If the host's PDPTEs are illegal, the processor shuts down."
             self.state.activity = Activity::Shutdown;
             self.attend(attention::INACTIVE);
+        }
+        if self.state.msrs.debugctl & 1 != 0 || self.state.flag(Rflags::TF) {
+            self.attend(attention::DEBUG);
         }
         self.suppress_trap();
         self.mode_changed();
