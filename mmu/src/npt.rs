@@ -53,7 +53,7 @@ impl Npt {
         let request =
             Request { linear: r.address, write: r.write, fetch: r.fetch, user: !(gmet && r.fetch && !r.user), smap_off: true };
         // GMET: a supervisor fetch from a page that user mode may reach is what SMEP forbids.
-        let paging = if gmet && r.fetch { &Paging { smep: !r.user, ..self.paging } } else { &self.paging };
+        let paging = if gmet && r.fetch { &Paging { smep: !r.user || self.paging.smep, ..self.paging } } else { &self.paging };
         walk(&mut Plain { memory, wrote }, paging, &request).map_err(|fault| {
             let code = match fault {
                 WalkFault::Page(code) => code as u64,

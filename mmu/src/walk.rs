@@ -158,6 +158,8 @@ impl Paging {
             nxe: host.nxe,
             wp: true,
             pse: host.pse,
+            // User accesses are all there are; but the error code of a fetch depends on it.
+            smep: host.smep,
             ..Paging::default()
         };
         p.prepare(limits);

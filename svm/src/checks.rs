@@ -93,9 +93,9 @@ pub static CHECKS: &[Check] = &[
     Check {
         name: "CR3 MBZ bits",
         field: Field::CR3,
-        rule: "in long mode, CR3 has no bit at or above the physical-address width",
+        rule: "CR3 has no bit at or above the physical-address width",
         groups: clean::CR,
-        test: |c| !c.long() || c.vmcb.get(Field::CR3) >> c.limits.physical_bits == 0,
+        test: |c| c.vmcb.get(Field::CR3) >> c.limits.physical_bits == 0,
     },
     Check {
         name: "CR4 MBZ bits",

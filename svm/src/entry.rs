@@ -61,7 +61,7 @@ impl Host {
         s.cr0 = self.cr0 | Cr0::PE;
         s.cr3 = self.cr3;
         s.cr4 = self.cr4;
-        s.set_rflags(self.rflags & !Rflags::VM.bits());
+        s.set_rflags(self.rflags & !(Rflags::VM | Rflags::RF).bits());
         s.set_rip(self.rip);
         s.set_gpr(regs::RSP, self.rsp);
         s.set_gpr(regs::RAX, self.rax);

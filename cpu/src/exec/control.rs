@@ -243,7 +243,7 @@ fn general_detect(cpu: &mut Cpu) -> Exec {
 fn mov_from_dr(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     let dr = debug_register(cpu, insn.op1_register())?;
     cpl0(cpu)?;
-    cpu.intercept(Intercept::ReadDr { dr, register: number(insn.op0_register()) })?;
+    cpu.intercept(Intercept::ReadDr { dr: insn.op1_register().number() as u8, register: number(insn.op0_register()) })?;
     general_detect(cpu)?;
     let value = match dr {
         6 => cpu.state.dr6,
@@ -258,7 +258,7 @@ fn mov_to_dr(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     let dr = debug_register(cpu, insn.op0_register())?;
     cpl0(cpu)?;
     let value = cpu.gpr(insn.op1_register());
-    cpu.intercept(Intercept::WriteDr { dr, register: number(insn.op1_register()), value })?;
+    cpu.intercept(Intercept::WriteDr { dr: insn.op0_register().number() as u8, register: number(insn.op1_register()), value })?;
     general_detect(cpu)?;
     if dr >= 6 && value >> 32 != 0 {
         return Err(cpu.gp(0));

@@ -158,7 +158,7 @@ fn nested_paging(npt: &mut Npt, host: &Paging, n_cr3: u64, gmet: bool, limits: &
     };
     let p = &mut npt.paging;
     npt.guest_mode_execute_trap = gmet;
-    if p.mode == host.mode && p.nxe == host.nxe && p.pse == host.pse {
+    if p.mode == host.mode && p.nxe == host.nxe && p.pse == host.pse && p.smep == host.smep {
         p.root = root;
         return;
     }

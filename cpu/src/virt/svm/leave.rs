@@ -1,6 +1,6 @@
 //! #VMEXIT (APM vol. 2, #VMEXIT).
 
-use undervisor_core::{Activity, Event, Rflags, SvmFeatures};
+use undervisor_core::{Activity, Dr6, Event, Rflags, SvmFeatures};
 use undervisor_mmu::NptExit;
 use undervisor_svm::controls::extensions;
 use undervisor_svm::exit::{ExitInformation, save_guest};
@@ -62,7 +62,11 @@ impl Cpu {
             self.state.activity = Activity::Shutdown;
             self.attend(attention::INACTIVE);
         }
-        if self.state.msrs.debugctl & 1 != 0 || self.state.flag(Rflags::TF) {
+        // VMRUN with TF set traps once it is complete, which is now.
+        if self.state.flag(Rflags::TF) {
+            self.pend_debug(Dr6::BS.bits());
+        }
+        if self.state.msrs.debugctl & 1 != 0 {
             self.attend(attention::DEBUG);
         }
         self.suppress_trap();
