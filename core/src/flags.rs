@@ -36,6 +36,8 @@ pub struct LazyFlags {
     pub kind: u8,
     /// Carry in (ADC, SBB) or kept (INC, DEC); 0 or 1.
     pub carry: u8,
+    /// CF after ADC or SBB, for whoever wants that alone.
+    pub carry_out: u8,
 }
 
 impl LazyFlags {

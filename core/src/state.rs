@@ -264,8 +264,39 @@ impl CpuState {
         }
     }
 
+    /// Set all six status flags.
+    #[inline(always)]
+    pub fn set_all_status(&mut self, value: u64) {
+        self.rflags = (self.rflags & !Rflags::STATUS.bits()) | value;
+        self.lazy.kind = FlagKind::EXPLICIT;
+    }
+
+    /// Set CF, keeping the other status flags: the lazy flags stay lazy where they can.
+    #[inline(always)]
+    pub fn set_carry(&mut self, carry: u64) {
+        let lazy = &mut self.lazy;
+        match lazy.kind & !3 {
+            FlagKind::EXPLICIT => self.rflags = (self.rflags & !1) | carry,
+            FlagKind::LOGIC => {
+                // The same flags as an increment by nothing leaves.
+                lazy.a = lazy.res;
+                lazy.kind = FlagKind::INC | lazy.kind & 3;
+                lazy.carry = carry as u8;
+            }
+            FlagKind::SUB | FlagKind::DEC => {
+                lazy.kind = FlagKind::DEC | lazy.kind & 3;
+                lazy.carry = carry as u8;
+            }
+            FlagKind::ADD | FlagKind::INC => {
+                lazy.kind = FlagKind::INC | lazy.kind & 3;
+                lazy.carry = carry as u8;
+            }
+            _ => self.set_status(1, carry),
+        }
+    }
+
     /// Set the status flags in `mask` to those of `value`, keeping the others.
-    #[inline]
+    #[inline(never)]
     pub fn set_status(&mut self, mask: u64, value: u64) {
         let old = self.rflags();
         self.rflags = (old & !mask) | (value & mask);

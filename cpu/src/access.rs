@@ -16,6 +16,10 @@ use crate::paging::Access;
 /// How a handler reaches memory.
 pub trait Way {
     type Miss;
+    /// Whether this way may give up at will (and the handler is then run again the other way).
+    const FAST: bool;
+    /// Give up in favour of the slow way; only where `FAST`.
+    fn give_up() -> Self::Miss;
     /// Give up: the instruction is to be executed in its general form.
     fn general(cpu: &mut Cpu) -> Self::Miss;
     fn read<T: Word>(cpu: &mut Cpu, linear: u64) -> Result<T, Self::Miss>;
@@ -55,6 +59,9 @@ impl Cpu {
 
 impl Way for Fast {
     type Miss = ();
+    const FAST: bool = true;
+    #[inline(always)]
+    fn give_up() {}
     #[inline(always)]
     fn general(_: &mut Cpu) {}
     #[inline(always)]
@@ -86,6 +93,10 @@ impl Way for Fast {
 
 impl Way for Slow {
     type Miss = Stop;
+    const FAST: bool = false;
+    fn give_up() -> Stop {
+        Stop::Again
+    }
     #[cold]
     fn general(cpu: &mut Cpu) -> Stop {
         cpu.general_once = true;

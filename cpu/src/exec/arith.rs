@@ -53,6 +53,7 @@ impl Cpu {
         l.a = a;
         l.res = res;
         l.carry = carry as u8;
+        l.carry_out = (l.compute().unwrap_or(0) & 1) as u8;
     }
 }
 

@@ -59,7 +59,10 @@ impl<O: Alu, T: Int, D: Place, S: Source, const F: bool> Hot for AluOp<O, T, D, 
         if F {
             keep_flags::<T>(cpu, O::KIND, a, r);
             if O::WITH_CARRY {
-                cpu.state.lazy.carry = c as u8;
+                let lazy = &mut cpu.state.lazy;
+                lazy.carry = c as u8;
+                lazy.carry_out =
+                    if O::KIND == FlagKind::ADC { r < a || (c != 0 && r == a) } else { a < b || (c != 0 && a == b) } as u8;
             }
         }
         Ok(())

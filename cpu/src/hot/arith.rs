@@ -32,7 +32,7 @@ fn widening<T: Int>(a: u64, b: u64, signed: bool) -> (u64, u64) {
 fn multiply_flags<T: Int>(cpu: &mut Cpu, low: u64, overflow: bool) {
     let sf = (low >> (T::BITS - 1) & 1) << 7;
     let both = if overflow { CF | OF } else { 0 };
-    cpu.state.set_status(STATUS, both | sf | undervisor_core::flags::parity(low as u8));
+    cpu.state.set_all_status(both | sf | undervisor_core::flags::parity(low as u8));
 }
 
 /// Two- and three-operand IMUL: `a` = `X` × `Y`. `F`: keep flags.
@@ -166,7 +166,7 @@ impl<T: Int, S: Source, const K: u8> Hot for Bit<T, S, K> {
         let n = S::get::<T, W>(cpu, op)? & (T::BITS as u64 - 1);
         let a = cpu.state.regs[op.a as usize] & T::MASK;
         let m = 1u64 << n;
-        cpu.state.set_status(CF, a >> n & 1);
+        cpu.state.set_carry(a >> n & 1);
         if K != bit::TEST {
             let r = match K {
                 bit::SET => a | m,
@@ -210,7 +210,11 @@ impl<T: Int, S: Source, const K: u8> Hot for Count<T, S, K> {
         if let Some(r) = r {
             T::put(&mut cpu.state.regs[op.a as usize], r);
         }
-        cpu.state.set_status(mask, flags);
+        if mask == STATUS {
+            cpu.state.set_all_status(flags);
+        } else {
+            cpu.state.set_status(mask, flags);
+        }
         Ok(())
     }
 }

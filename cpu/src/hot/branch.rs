@@ -7,7 +7,7 @@ use undervisor_core::regs::{RCX, RIP, RSP};
 
 use super::alu::Alu;
 use super::moves::{pop, push};
-use super::operand::{Int, Source, condition, keep_flags};
+use super::operand::{Int, Source, general_condition, keep_flags, quick_condition};
 use super::{Hot, abandon, branch, branch_indirect};
 use crate::access::{Fast, Slow, Way};
 use crate::cpu::Cpu;
@@ -16,7 +16,17 @@ use crate::op::{Flow, OpRef};
 
 /// Jcc. Not taken, the block goes on. `L`: 64-bit mode.
 pub fn jcc<const CC: u8, const L: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
-    if condition::<CC>(cpu) { branch::<L>(cpu, op) } else { next(cpu, op) }
+    match quick_condition::<CC>(cpu) {
+        Some(true) => branch::<L>(cpu, op),
+        Some(false) => next(cpu, op),
+        None => jcc_general::<CC, L>(cpu, op),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn jcc_general<const CC: u8, const L: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    if general_condition(cpu, CC) != (CC & 1 != 0) { branch::<L>(cpu, op) } else { next(cpu, op) }
 }
 
 /// JMP rel.

@@ -64,7 +64,7 @@ impl<T: Int, S: Source, const CC: u8> Hot for Cmov<T, S, CC> {
     fn run<W: Way>(cpu: &mut Cpu, op: OpRef) -> Result<(), W::Miss> {
         let v = S::get::<T, W>(cpu, op)?;
         let old = cpu.state.regs[op.a as usize];
-        let v = if condition::<CC>(cpu) { v } else { old };
+        let v = if condition::<CC, W>(cpu)? { v } else { old };
         T::put(&mut cpu.state.regs[op.a as usize], v);
         Ok(())
     }
@@ -76,7 +76,7 @@ pub struct Set<P, const CC: u8>(PhantomData<P>);
 impl<P: Place, const CC: u8> Hot for Set<P, CC> {
     #[inline(always)]
     fn run<W: Way>(cpu: &mut Cpu, op: OpRef) -> Result<(), W::Miss> {
-        let v = condition::<CC>(cpu) as u64;
+        let v = condition::<CC, W>(cpu)? as u64;
         P::put::<u8, W>(cpu, op, v)
     }
 }

@@ -170,53 +170,68 @@ pub fn keep_flags<T: Int>(cpu: &mut Cpu, kind: u8, a: u64, res: u64) {
 #[inline(always)]
 pub fn carry(cpu: &Cpu) -> u64 {
     let lazy = &cpu.state.lazy;
-    let c = lazy.carry as u64;
     match lazy.kind & !3 {
-        FlagKind::EXPLICIT => cpu.state.explicit_flags() & 1,
-        FlagKind::LOGIC => 0,
-        FlagKind::INC | FlagKind::DEC => c,
-        FlagKind::ADD => u64::from(lazy.res < lazy.a),
-        FlagKind::ADC => u64::from(lazy.res < lazy.a || (c != 0 && lazy.res == lazy.a)),
-        kind => {
-            // SUB, SBB: a < b + borrow in, where b = a - res - borrow in, in the operand's width.
-            let borrow = if kind == FlagKind::SBB { c } else { 0 };
+        FlagKind::SUB => {
+            // a < b, where b = a - res in the operand's width.
             let shift = 64 - (8u32 << (lazy.kind & 3));
-            let (a, r) = (lazy.a << shift, lazy.res << shift);
-            let b = a.wrapping_sub(r).wrapping_sub(borrow << shift);
-            u64::from(a < b || (borrow != 0 && a == b))
+            u64::from(lazy.a << shift < lazy.a.wrapping_sub(lazy.res) << shift)
         }
+        FlagKind::ADD => u64::from(lazy.res < lazy.a),
+        FlagKind::LOGIC => 0,
+        FlagKind::EXPLICIT => cpu.state.explicit_flags() & 1,
+        FlagKind::INC | FlagKind::DEC => lazy.carry as u64,
+        // ADC, SBB: worked out when they ran.
+        _ => lazy.carry_out as u64,
     }
 }
 
-/// Condition `CC` (the low four bits of Jcc's opcode) on the lazy flags.
+/// Condition `CC` (the low four bits of Jcc's opcode) on the lazy flags. The fast way leaves the rarer combinations to the slow one, so that
+/// its handlers call nothing.
 #[inline(always)]
-pub fn condition<const CC: u8>(cpu: &Cpu) -> bool {
-    let lazy = &cpu.state.lazy;
-    let explicit = lazy.kind & !3 == FlagKind::EXPLICIT;
-    let positive = match CC >> 1 {
-        1 => carry(cpu) != 0,
-        2 if !explicit => lazy.res == 0,
-        3 if !explicit => lazy.res == 0 || carry(cpu) != 0,
-        4 if !explicit => lazy.res >> ((8u32 << (lazy.kind & 3)) - 1) & 1 != 0,
-        6 if lazy.kind & !3 == FlagKind::SUB => {
-            let (a, b) = signed_operands(cpu);
-            a < b
-        }
-        7 if lazy.kind & !3 == FlagKind::SUB => {
-            let (a, b) = signed_operands(cpu);
-            a <= b
-        }
-        _ => general_condition(cpu, CC),
-    };
-    positive != (CC & 1 != 0)
+pub fn condition<const CC: u8, W: Way>(cpu: &Cpu) -> Result<bool, W::Miss> {
+    match quick_condition::<CC>(cpu) {
+        Some(c) => Ok(c),
+        None if W::FAST => Err(W::give_up()),
+        None => Ok(general_condition(cpu, CC) != (CC & 1 != 0)),
+    }
 }
 
+/// Condition `CC` where it can be had without working out all flags.
 #[inline(always)]
-fn signed_operands(cpu: &Cpu) -> (i64, i64) {
+pub fn quick_condition<const CC: u8>(cpu: &Cpu) -> Option<bool> {
     let lazy = &cpu.state.lazy;
-    let shift = 64 - (8u32 << (lazy.kind & 3));
-    let (a, r) = (lazy.a << shift, lazy.res << shift);
-    (a as i64, a.wrapping_sub(r) as i64)
+    let kind = lazy.kind & !3;
+    let positive = if kind == FlagKind::EXPLICIT {
+        let f = cpu.state.explicit_flags();
+        let bit = |n: u32| f >> n & 1 != 0;
+        match CC >> 1 {
+            0 => bit(11),
+            1 => bit(0),
+            2 => bit(6),
+            3 => bit(0) || bit(6),
+            4 => bit(7),
+            5 => bit(2),
+            6 => bit(7) != bit(11),
+            _ => bit(6) || bit(7) != bit(11),
+        }
+    } else {
+        let shift = 64 - (8u32 << (lazy.kind & 3));
+        let signed = |x: u64| (x << shift) as i64;
+        match CC >> 1 {
+            1 => carry(cpu) != 0,
+            2 => lazy.res == 0,
+            3 => lazy.res == 0 || carry(cpu) != 0,
+            4 => signed(lazy.res) < 0,
+            5 => undervisor_core::flags::parity(lazy.res as u8) != 0,
+            6 if kind == FlagKind::SUB => signed(lazy.a) < signed(lazy.a.wrapping_sub(lazy.res)),
+            7 if kind == FlagKind::SUB => signed(lazy.a) <= signed(lazy.a.wrapping_sub(lazy.res)),
+            6 if kind == FlagKind::LOGIC => signed(lazy.res) < 0,
+            7 if kind == FlagKind::LOGIC => signed(lazy.res) <= 0,
+            0 if kind == FlagKind::LOGIC => false,
+            _ => return None,
+        }
+    };
+    Some(positive != (CC & 1 != 0))
 }
 
 /// The positive sense of condition `cc` (its low bit ignored), from RFLAGS.

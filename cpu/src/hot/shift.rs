@@ -81,7 +81,7 @@ fn shift_flags<T: Int, const K: u8>(cpu: &mut Cpu, a: u64, r: u64, n: u32) {
         cpu.state.set_status(CF | OF, cf | of << 11);
     } else {
         let zf = u64::from(r == 0) << 6;
-        cpu.state.set_status(Rflags::STATUS.bits(), cf | of << 11 | top(r) << 7 | zf | parity(r as u8));
+        cpu.state.set_all_status(cf | of << 11 | top(r) << 7 | zf | parity(r as u8));
     }
 }
 
@@ -135,7 +135,7 @@ impl<T: Int, C: Source, const RIGHT: bool> Hot for DoubleShift<T, C, RIGHT> {
         T::put(&mut cpu.state.regs[op.a as usize], r);
         let top = |x: u64| x >> (bits - 1) & 1;
         let zf = u64::from(r == 0) << 6;
-        cpu.state.set_status(Rflags::STATUS.bits(), cf | (top(a) ^ top(r)) << 11 | top(r) << 7 | zf | parity(r as u8));
+        cpu.state.set_all_status(cf | (top(a) ^ top(r)) << 11 | top(r) << 7 | zf | parity(r as u8));
         Ok(())
     }
 }
