@@ -19,6 +19,8 @@ pub trait HostFormat: Format {
     /// Normal or a zero.
     fn normal_or_zero(bits: Self::Bits) -> bool;
     fn is_zero(bits: Self::Bits) -> bool;
+    /// The smallest normal magnitude: a rounded result of this size may have been tiny, and underflowed, before.
+    fn least_normal(bits: Self::Bits) -> bool;
     fn add(a: Self::Bits, b: Self::Bits) -> Self::Bits;
     fn sub(a: Self::Bits, b: Self::Bits) -> Self::Bits;
     fn mul(a: Self::Bits, b: Self::Bits) -> Self::Bits;
@@ -50,6 +52,10 @@ macro_rules! host_format {
             #[inline(always)]
             fn is_zero(bits: $bits) -> bool {
                 bits << 1 == 0
+            }
+            #[inline(always)]
+            fn least_normal(bits: $bits) -> bool {
+                bits & (<$bits>::MAX >> 1) == 1 << $fraction
             }
             #[inline(always)]
             fn add(a: $bits, b: $bits) -> $bits {
@@ -148,7 +154,10 @@ fn soft_sub<F: Format>(a: F::Bits, b: F::Bits, env: &mut Env) -> F::Bits {
 pub fn mul<F: HostFormat>(a: F::Bits, b: F::Bits, env: &mut Env) -> F::Bits {
     if env.host && F::normal_or_zero(a) && F::normal_or_zero(b) {
         let r = F::mul(a, b);
-        if (F::normal(r) && (env.inexact_known || F::product_exact(a, b))) || F::is_zero(a) || F::is_zero(b) {
+        if (F::normal(r) && ((env.inexact_known && !F::least_normal(r)) || F::product_exact(a, b)))
+            || F::is_zero(a)
+            || F::is_zero(b)
+        {
             return r;
         }
     }
@@ -166,7 +175,7 @@ fn soft_mul<F: Format>(a: F::Bits, b: F::Bits, env: &mut Env) -> F::Bits {
 pub fn div<F: HostFormat>(a: F::Bits, b: F::Bits, env: &mut Env) -> F::Bits {
     if env.host && env.inexact_known && F::normal(a) && F::normal(b) {
         let r = F::div(a, b);
-        if F::normal(r) {
+        if F::normal(r) && !F::least_normal(r) {
             return r;
         }
     }

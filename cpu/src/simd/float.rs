@@ -149,6 +149,12 @@ fn plain<F: Format>(a: F::Bits, b: F::Bits) -> bool {
     F::normal_or_zero(a) & F::normal_or_zero(b)
 }
 
+/// A result that cannot have underflowed.
+#[inline(always)]
+fn certain<F: Format>(r: F::Bits) -> bool {
+    F::normal(r) & !F::least_normal(r)
+}
+
 macro_rules! binary {
     ($($(#[$doc:meta])* $name:ident<$f:ident>($a:ident, $b:ident, $imm:ident, $env:ident) = $soft:expr, $host:expr;)*) => {$(
         $(#[$doc])*
@@ -178,11 +184,11 @@ binary! {
     };
     Mul<F>(a, b, imm, env) = sse::mul::<F>(a, b, env), {
         let r = F::mul(a, b);
-        (r, plain::<F>(a, b) & (F::normal(r) | F::is_zero(a) | F::is_zero(b)))
+        (r, plain::<F>(a, b) & (certain::<F>(r) | F::is_zero(a) | F::is_zero(b)))
     };
     Div<F>(a, b, imm, env) = sse::div::<F>(a, b, env), {
         let r = F::div(a, b);
-        (r, F::normal_or_zero(a) & F::normal(b) & (F::normal(r) | F::is_zero(a)))
+        (r, F::normal_or_zero(a) & F::normal(b) & (certain::<F>(r) | F::is_zero(a)))
     };
     Min<F>(a, b, imm, env) = sse::min::<F>(a, b, env), (if F::less(a, b) { a } else { b }, plain::<F>(a, b));
     Max<F>(a, b, imm, env) = sse::max::<F>(a, b, env), (if F::less(b, a) { a } else { b }, plain::<F>(a, b));
@@ -423,7 +429,7 @@ fn host_fused<F: Format, const ORDER: u8, const SIGN: u8>(
         return (a, false);
     }
     let r = F::host_fma(p, b, q);
-    (r, F::normal(r))
+    (r, certain::<F>(r))
 }
 
 impl<F: Format, const ORDER: u8, const SIGN: u8> Float for Fma<F, ORDER, SIGN> {

@@ -5,6 +5,7 @@
 //! complete, the instruction starts over.
 
 pub mod forms;
+mod fused;
 mod memory;
 pub mod plan;
 mod scalar;
@@ -12,11 +13,12 @@ mod table;
 
 use iced_x86::Instruction;
 
-use super::stale;
 use super::translate::memory as address;
+use super::{operand, stale};
 use crate::decode::{Builder, Mode};
 use crate::op::Op;
-use plan::{Memory, Need, Plan};
+use forms::Form;
+use plan::{Memory, Need, Plan, Step};
 
 /// Append the ops of a vector instruction, if it is one that may run without further checks.
 pub fn translate(b: &mut Builder, insn: &Instruction, index: usize) -> Option<bool> {
@@ -28,6 +30,12 @@ pub fn translate(b: &mut Builder, insn: &Instruction, index: usize) -> Option<bo
     };
     if !b.mode.has(ready) || plan.probe || insn.has_lock_prefix() {
         return None;
+    }
+    if let (Some(step), Some(_), None) = (&plan.step, &plan.load, &plan.before)
+        && let Some(op) = fused_op(insn, b.mode, step, plan.form)
+    {
+        b.push(op, insn, index);
+        return Some(false);
     }
     let load = match &plan.load {
         Some(load) => Some(memory_op(insn, b.mode, load, false)?),
@@ -54,5 +62,16 @@ fn memory_op(insn: &Instruction, mode: Mode, m: &Memory, write: bool) -> Option<
     } else {
         memory::load(m.bytes, m.vex, m.aligned, form)?
     });
+    Some(op)
+}
+
+fn fused_op(insn: &Instruction, mode: Mode, step: &Step, form: Form) -> Option<Op> {
+    let handler = fused::handler(insn.mnemonic(), form)?;
+    let mut op = Op::new(stale);
+    if address(&mut op, insn, mode)? == operand::form::OFFSET32 {
+        return None;
+    }
+    (op.a, op.d, op.extra) = (step.a, step.d, step.imm);
+    op.handler.set(handler);
     Some(op)
 }

@@ -52,6 +52,7 @@ impl Step {
 
 #[derive(Clone, Copy)]
 pub struct Plan {
+    pub form: Form,
     pub need: Need,
     pub load: Option<Memory>,
     /// Brings a general register to the scratch register.
@@ -158,7 +159,7 @@ pub fn plan(insn: &Instruction) -> Option<Plan> {
     let memory = (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Memory);
     let bytes = if memory { insn.memory_size().size() } else { 0 };
     let side = Memory { bytes: bytes as u8, aligned: memory && must_align(insn, o.vex, bytes), vex: o.vex, register: SCRATCH };
-    let mut plan = Plan { need, load: None, before: None, step: None, store: None, probe: false };
+    let mut plan = Plan { form: o.form, need, load: None, before: None, step: None, store: None, probe: false };
     if memory {
         if o.stores {
             plan.store = Some(side);
