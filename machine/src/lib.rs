@@ -7,6 +7,7 @@
 pub mod acpi;
 pub mod board;
 pub mod config;
+mod digest;
 pub mod error;
 pub mod host;
 pub mod load;
@@ -15,6 +16,8 @@ pub mod memory;
 mod platform;
 pub mod smbios;
 pub mod stop;
+#[cfg(test)]
+mod tests;
 
 pub use config::{Boot, Image, Kernel, MachineConfig, Module};
 pub use error::{LoadError, MachineError};

@@ -42,6 +42,11 @@ impl Ram {
         self.0.memory.low_size()
     }
 
+    /// RAM as (start, length), whole pages.
+    pub fn ranges(&self) -> Vec<(u64, u64)> {
+        self.0.memory.ram_ranges()
+    }
+
     /// The E820 map, sorted by address.
     pub fn map(&self) -> Vec<MapEntry> {
         let entry = |start: u64, end: u64, kind| MapEntry { start, size: end.saturating_sub(start), kind };
