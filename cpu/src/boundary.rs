@@ -216,7 +216,10 @@ impl Cpu {
     fn take_init(&mut self) -> bool {
         match self.intercept_init() {
             Ok(InitAction::Accept) => self.init(),
-            Ok(InitAction::Blocked) => return false,
+            Ok(InitAction::Blocked) => {
+                self.signals.sipi = None;
+                return false;
+            }
             Ok(InitAction::Redirect) => {
                 self.signals.init = false;
                 self.deliver_exception(Exception::with_code(Vector::SX, 1));

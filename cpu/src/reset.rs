@@ -4,6 +4,7 @@ use undervisor_core::{Activity, CpuState, Cr0, SegReg, Segment, regs};
 
 use crate::apic::BASE_BSP;
 use crate::cpu::{Cpu, attention};
+use crate::signal::Signals;
 
 impl Cpu {
     /// Power-on or RESET: everything but the clock starts over. Application processors wait for their start-up IPI.
@@ -40,7 +41,8 @@ impl Cpu {
         new.set_gpr(regs::RDX, self.model.signature as u64);
         self.state = new;
         self.apic_reset(true);
-        self.signals = Default::default();
+        // A start-up IPI that came after the INIT is still to be taken.
+        self.signals = Signals { sipi: self.signals.sipi, ..Signals::default() };
         self.monitor = Default::default();
         self.start_or_wait();
         self.flush_all(true);

@@ -181,7 +181,9 @@ impl Default for Pic {
 
 impl Pic {
     pub fn new() -> Pic {
-        Pic { master: Chip { master: true, ..Chip::default() }, slave: Chip::default() }
+        // Masked until someone initializes them: undefined on the chips, and what firmware leaves.
+        let chip = Chip { imr: 0xff, ..Chip::default() };
+        Pic { master: Chip { master: true, ..chip.clone() }, slave: chip }
     }
 
     /// Platform reset: input levels persist.

@@ -50,8 +50,9 @@ struct Counter {
 
 impl Counter {
     fn new() -> Counter {
+        // Undefined at power-on; in this mode the output is high, so that programming it makes no edge.
         Counter {
-            mode: 0,
+            mode: 3,
             bcd: false,
             access: Access::Both,
             reload: 0,
@@ -157,6 +158,14 @@ impl Counter {
             3 => next([self.period().div_ceil(2), self.period()], self.period()),
             _ => [start + n, start + n + 1].into_iter().find(|&c| c > clock),
         }
+    }
+
+    /// Whether the output rose after `from`, up to and including `to`, in a periodic mode.
+    fn rose(&self, from: u64, to: u64) -> bool {
+        let Some(start) = self.start else { return false };
+        matches!(self.mode, 2 | 3)
+            && self.gate
+            && to.saturating_sub(start) / self.period() != from.saturating_sub(start) / self.period()
     }
 
     fn set_mode(&mut self, clock: u64, control: u8) {
@@ -301,11 +310,14 @@ pub struct Pit {
     speaker: u8,
     /// The HPET has taken IRQ 0 over.
     disconnected: bool,
+    /// Clock of the last look.
+    seen: u64,
 }
 
 impl Pit {
     pub fn new(irq: IrqLine) -> Pit {
-        let mut pit = Pit { counters: [Counter::new(), Counter::new(), Counter::new()], irq, speaker: 0, disconnected: false };
+        let mut pit =
+            Pit { counters: [Counter::new(), Counter::new(), Counter::new()], irq, speaker: 0, disconnected: false, seen: 0 };
         pit.reset();
         pit
     }
@@ -315,7 +327,7 @@ impl Pit {
         self.counters[2].gate = false;
         self.speaker = 0;
         self.disconnected = false;
-        self.irq.set(false);
+        self.irq.set(true);
     }
 
     /// The HPET's legacy replacement routing takes IRQ 0 away, or gives it back.
@@ -326,11 +338,17 @@ impl Pit {
 
     fn update(&mut self, now: Time) {
         let clock = clocks(now);
+        // Before a new count takes effect: an edge that has passed since the last look must not be lost.
+        let rose = self.counters[0].rose(self.seen, clock);
+        self.seen = clock;
         for c in &mut self.counters {
             c.settle(clock);
         }
-        let c = &self.counters[0];
-        let level = c.output(clock) && !(c.mode != 0 && c.start.is_none() && c.null_count);
+        if rose {
+            self.irq.set(false);
+            self.irq.set(!self.disconnected);
+        }
+        let level = self.counters[0].output(clock);
         self.irq.set(level && !self.disconnected);
     }
 
@@ -437,10 +455,21 @@ mod tests {
     }
 
     #[test]
+    fn an_edge_is_not_lost_when_nobody_looked_in_time() {
+        let (mut p, w) = pit();
+        load(&mut p, 0, 0, 0x34, 1000);
+        w.take();
+        p.tick(time_of(1 + 1500));
+        assert_eq!(w.take(), [Signal::Pin { pin: 0, level: false }, Signal::Pin { pin: 0, level: true }]);
+        p.tick(time_of(1 + 1600));
+        assert!(w.is_empty());
+    }
+
+    #[test]
     fn one_shot_rises_once() {
         let (mut p, w) = pit();
         load(&mut p, 0, 0, 0x30, 1193);
-        assert!(w.take().is_empty());
+        w.take();
         let at = p.deadline(0);
         assert!((1_000_000..1_002_000).contains(&at));
         p.tick(at);

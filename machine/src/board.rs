@@ -96,7 +96,7 @@ impl Board {
         rtc.set_sizes(parts.low_ram, parts.ram_size - parts.low_ram, parts.cpus as u32);
         let serial =
             parts.serial.into_iter().zip(SERIAL_PORTS).map(|(backend, (_, irq))| Uart::new(w.line(irq), backend)).collect();
-        Board {
+        let mut board = Board {
             pic: Pic::new(),
             pit: Pit::new(w.line(0)),
             ioapic: IoApic::new(),
@@ -123,7 +123,10 @@ impl Board {
             unclaimed: 0,
             interrupts: 0,
             wiring: parts.wiring,
-        }
+        };
+        // Outputs that are up at power-on.
+        board.settle();
+        board
     }
 
     /// Platform reset of every device.
@@ -173,7 +176,15 @@ impl Board {
         self.unclaimed
     }
 
-    /// Virtual time has reached `now`: tick what is due.
+    /// Virtual time has reached `now`: tick what is due. (An access can come after a deadline and before the run loop.)
+    fn advance(&mut self, now: Time) {
+        self.clock = self.clock.max(now);
+        if self.deadline <= self.clock {
+            self.tick(self.clock);
+        }
+    }
+
+    /// Tick every device that is due at `now`.
     pub fn tick(&mut self, now: Time) {
         self.clock = self.clock.max(now);
         let now = self.clock;
@@ -187,7 +198,7 @@ impl Board {
 
     /// Take in what came from outside the machine.
     pub fn poll(&mut self, now: Time) {
-        self.clock = self.clock.max(now);
+        self.advance(now);
         self.serial.iter_mut().for_each(|s| {
             s.poll();
             s.flush();
@@ -401,7 +412,7 @@ impl Board {
 
 impl Bus for Board {
     fn mmio_read(&mut self, now: u64, address: u64, size: usize) -> u64 {
-        self.clock = self.clock.max(now);
+        self.advance(now);
         const IOAPIC_END: u64 = ioapic::BASE + ioapic::SIZE;
         const HPET_END: u64 = hpet::BASE + hpet::SIZE;
         const TEST_END: u64 = TestDevice::MMIO_BASE + TestDevice::MMIO_SIZE;
@@ -424,7 +435,7 @@ impl Bus for Board {
     }
 
     fn mmio_write(&mut self, now: u64, address: u64, size: usize, value: u64) {
-        self.clock = self.clock.max(now);
+        self.advance(now);
         const IOAPIC_END: u64 = ioapic::BASE + ioapic::SIZE;
         const HPET_END: u64 = hpet::BASE + hpet::SIZE;
         const TEST_END: u64 = TestDevice::MMIO_BASE + TestDevice::MMIO_SIZE;
@@ -449,20 +460,20 @@ impl Bus for Board {
     }
 
     fn port_read(&mut self, now: u64, port: u16, size: usize) -> u32 {
-        self.clock = self.clock.max(now);
+        self.advance(now);
         let value = self.read_port(port, size);
         self.settle();
         value
     }
 
     fn port_write(&mut self, now: u64, port: u16, size: usize, value: u32) {
-        self.clock = self.clock.max(now);
+        self.advance(now);
         self.write_port(port, size, value);
         self.settle();
     }
 
     fn acknowledge_interrupt(&mut self, now: u64) -> u8 {
-        self.clock = self.clock.max(now);
+        self.advance(now);
         self.interrupts += 1;
         let vector = self.pic.acknowledge();
         self.settle();

@@ -1,6 +1,6 @@
 //! The local APIC in its processor: MMIO, MSRs, CR8, messages, and what they set in motion.
 
-use undervisor_core::msr;
+use undervisor_core::{Activity, msr};
 
 use super::message::lowest_priority;
 use super::{BASE_ENABLE, DeliveryMode, LocalApic, Message};
@@ -40,8 +40,16 @@ impl Cpu {
         let signals = &mut self.signals;
         signals.nmi |= std::mem::take(&mut out.nmi);
         signals.smi |= std::mem::take(&mut out.smi);
-        signals.init |= std::mem::take(&mut out.init);
-        signals.sipi = out.sipi.take().or(signals.sipi);
+        if std::mem::take(&mut out.init) {
+            signals.init = true;
+            signals.sipi = None;
+        }
+        // A start-up IPI counts only for a processor that waits for one, or will once it has taken its INIT.
+        if let Some(vector) = out.sipi.take()
+            && (signals.init || self.state.activity == Activity::WaitForSipi)
+        {
+            signals.sipi = Some(vector);
+        }
         if std::mem::take(&mut out.look) {
             self.attend(attention::INTERRUPT);
         }
