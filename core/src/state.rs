@@ -213,13 +213,7 @@ impl CpuState {
             dr7: 0x400,
             vec: [[0; 8]; 32],
             x87: X87 { control: 0x40, tags: 0xff, ..X87::default() },
-            msrs: Msrs {
-                pat: 0x0007_0406_0007_0406,
-                tsc_ratio: 1 << 32,
-                tsc_ratio: 1 << 32,
-                mcg_ctl: u64::MAX,
-                ..Msrs::default()
-            },
+            msrs: Msrs { pat: 0x0007_0406_0007_0406, tsc_ratio: 1 << 32, mcg_ctl: u64::MAX, ..Msrs::default() },
             activity: Activity::Active,
             shadow: Shadow::default(),
             pending_debug: 0,
