@@ -12,6 +12,8 @@ pub const CODE64: u32 = 0x8400;
 pub const HYPERVISOR: u32 = 0x1_0000;
 pub const L2_REAL: u32 = 0x1_8000;
 pub const L2_LONG: u32 = 0x1_9000;
+/// Offset of the AMD variant in each guest's page.
+pub const AMD_CODE: u32 = 0x800;
 /// Constant texts and tables.
 pub const TEXTS: u32 = 0x1_a000;
 /// GDT (8 descriptors), then GDTR and IDTR images.

@@ -6,6 +6,7 @@ mod boot;
 mod image;
 mod long;
 mod nested;
+mod vmcb;
 mod vmcs;
 
 use std::time::Duration;
@@ -105,10 +106,14 @@ mod tests {
 
     #[test]
     fn runs_guests_of_its_own() {
-        let (reason, text) = output(Model::skylake_server());
-        for line in ["L2 in real mode", "L2 in long mode", "CPUID", "EPT violation", "preemption timer"] {
-            assert!(text.contains(line), "no {line:?} in\n{text}");
+        for (name, own) in
+            [("skylake-server", ["EPT violation", "preemption timer"]), ("epyc-milan", ["nested page fault", "VMMCALL"])]
+        {
+            let (reason, text) = output(Model::by_name(name).unwrap());
+            for line in ["L2 in real mode", "L2 in long mode", "CPUID", "RDMSR"].iter().chain(&own) {
+                assert!(text.contains(line), "{name}: no {line:?} in\n{text}");
+            }
+            assert_eq!(reason, StopReason::PowerOff, "{name}: {text}");
         }
-        assert_eq!(reason, StopReason::PowerOff, "{text}");
     }
 }

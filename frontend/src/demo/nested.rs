@@ -1,4 +1,5 @@
-//! The demo as a hypervisor: L1 runs one L2 in real mode and one in long mode under VMX with EPT, handles their exits and prints
+//! The demo as a hypervisor: L1 runs one L2 in real mode and one in long mode under VMX with EPT,
+//! or under SVM with nested paging, handles their exits and prints
 //! a table of them.
 
 use iced_x86::IcedError;
@@ -6,7 +7,7 @@ use iced_x86::code_asm::*;
 
 use super::image::*;
 use super::long::Routines;
-use super::vmcs;
+use super::{vmcb, vmcs};
 
 /// L2's general registers while L1 runs, in encoding order.
 const REGS: u64 = VARIABLES as u64 + 0x1000;
@@ -39,6 +40,16 @@ const NAMES: [(u32, &str); 8] = [
     (TIMER, "preemption timer"),
 ];
 
+/// The same under SVM, counted under the same numbers: (SVM exit code, number, name).
+const SVM_NAMES: [(u32, u32, &str); 5] = [
+    (0x72, CPUID, "CPUID"),
+    (0x78, HLT, "HLT"),
+    (0x81, VMCALL, "VMMCALL"),
+    (0x7b, IO, "I/O instruction"),
+    (0x400, EPT_VIOLATION, "nested page fault"),
+];
+const SVM_MSR: u32 = 0x7c;
+
 /// An MSR that no processor has: it is L1's.
 const L1_MSR: u32 = 0x4000_0010;
 const L1_MSR_VALUE: u32 = 0x1234_5678;
@@ -58,8 +69,10 @@ fn save_slot(i: usize) -> u64 {
 
 /// Assemble L1 and both L2s; long-mode code calls `nested_entry`.
 pub fn add(image: &mut Builder) -> Result<(), IcedError> {
-    l2_real(image)?;
-    l2_long(image)?;
+    for amd in [false, true] {
+        l2_real(image, amd)?;
+        l2_long(image, amd)?;
+    }
     ept(image);
     l1(image)
 }
@@ -77,7 +90,7 @@ fn ept(image: &mut Builder) {
 }
 
 /// What both guests do: CPUID, an MSR, HLT, and a loop long enough for the timer.
-fn common_work(a: &mut CodeAssembler) -> Result<(), IcedError> {
+fn common_work(a: &mut CodeAssembler, amd: bool) -> Result<(), IcedError> {
     for leaf in 0..4 {
         a.mov(eax, leaf)?;
         a.xor(ecx, ecx)?;
@@ -92,10 +105,10 @@ fn common_work(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.set_label(&mut spin)?;
     a.dec(ecx)?;
     a.jnz(spin)?;
-    a.vmcall()
+    if amd { a.vmmcall() } else { a.vmcall() }
 }
 
-fn l2_real(image: &mut Builder) -> Result<(), IcedError> {
+fn l2_real(image: &mut Builder, amd: bool) -> Result<(), IcedError> {
     let text = image.text("    L2 in real mode: hello, byte by byte through L1\n");
     let mut a = CodeAssembler::new(16)?;
     let (mut next, mut done) = (a.create_label(), a.create_label());
@@ -108,14 +121,15 @@ fn l2_real(image: &mut Builder) -> Result<(), IcedError> {
     a.out(dx, al)?;
     a.jmp(next)?;
     a.set_label(&mut done)?;
-    common_work(&mut a)?;
+    common_work(&mut a, amd)?;
     // CS is the code's segment, so offsets begin at 0.
-    let code = a.assemble(0)?;
-    image.put(L2_REAL, &code);
+    let at = if amd { AMD_CODE } else { 0 };
+    let code = a.assemble(at as u64)?;
+    image.put(L2_REAL + at, &code);
     Ok(())
 }
 
-fn l2_long(image: &mut Builder) -> Result<(), IcedError> {
+fn l2_long(image: &mut Builder, amd: bool) -> Result<(), IcedError> {
     let text = image.text("    L2 in long mode: hello; touching memory that L1 has not mapped\n");
     let mut a = CodeAssembler::new(64)?;
     let (mut next, mut done) = (a.create_label(), a.create_label());
@@ -133,8 +147,9 @@ fn l2_long(image: &mut Builder) -> Result<(), IcedError> {
         a.mov(qword_ptr(rbx + 8), rbx)?;
         a.mov(rax, qword_ptr(rbx + 8))?;
     }
-    common_work(&mut a)?;
-    image.code(&mut a, L2_LONG, TEXTS)?;
+    common_work(&mut a, amd)?;
+    let at = L2_LONG + if amd { AMD_CODE } else { 0 };
+    image.code(&mut a, at, at + AMD_CODE)?;
     Ok(())
 }
 
@@ -166,6 +181,7 @@ struct L1 {
     exit: CodeLabel,
     failed: CodeLabel,
     table: CodeLabel,
+    svm: CodeLabel,
 }
 
 fn l1(image: &mut Builder) -> Result<(), IcedError> {
@@ -178,6 +194,7 @@ fn l1(image: &mut Builder) -> Result<(), IcedError> {
         exit: a.create_label(),
         failed: a.create_label(),
         table: a.create_label(),
+        svm: a.create_label(),
     };
     let (mut without, mut locked) = (a.create_label(), a.create_label());
     a.mov(eax, 1)?;
@@ -216,13 +233,14 @@ fn l1(image: &mut Builder) -> Result<(), IcedError> {
     a.vmxoff()?;
     a.ret()?;
     a.set_label(&mut without)?;
-    l.r.say(&mut a, image, "L1: this processor has no VMX; no guests of our own\n")?;
-    a.ret()?;
+    svm(&mut a, image, &mut l)?;
     l.r.define(&mut a)?;
     setup(&mut a, image, &mut l)?;
     run(&mut a, &mut l)?;
     exit(&mut a, image, &mut l)?;
-    table(&mut a, image, &mut l)?;
+    a.set_label(&mut l.table)?;
+    table(&mut a, image, &l, &NAMES)?;
+    svm_run(&mut a, image, &mut l)?;
     image.code(&mut a, HYPERVISOR, L2_REAL)?;
     image.nested_entry = HYPERVISOR as u64;
     Ok(())
@@ -392,19 +410,18 @@ fn exit(a: &mut CodeAssembler, image: &mut Builder, l: &mut L1) -> Result<(), Ic
     a.hlt()
 }
 
-/// Print the table of exits.
-fn table(a: &mut CodeAssembler, image: &mut Builder, l: &mut L1) -> Result<(), IcedError> {
+/// Print the table of exits and return.
+fn table(a: &mut CodeAssembler, image: &mut Builder, l: &L1, names: &[(u32, &str)]) -> Result<(), IcedError> {
     let multiple = undervisor_cpu::time::TSC_MULTIPLE as u32;
-    a.set_label(&mut l.table)?;
     l.r.say(a, image, "\n    exit               count   instructions in L2 before it   in L1 to handle it\n")?;
-    for (reason, name) in NAMES {
+    for &(reason, name) in names {
         let mut none = a.create_label();
         let at = |base: u64| qword_ptr(base + 8 * reason as u64);
         a.cmp(at(COUNTS), 0)?;
         a.je(none)?;
-        l.r.say(a, image, &format!("    {name:<16}"))?;
+        l.r.say(a, image, &format!("    {name:<17}"))?;
         a.mov(rax, at(COUNTS))?;
-        a.mov(ecx, 8)?;
+        a.mov(ecx, 7)?;
         a.call(l.r.decimal)?;
         for (base, width) in [(L2_TICKS, 31), (L1_TICKS, 21)] {
             a.mov(rax, at(base))?;
@@ -421,4 +438,163 @@ fn table(a: &mut CodeAssembler, image: &mut Builder, l: &mut L1) -> Result<(), I
         a.nop()?;
     }
     a.ret()
+}
+
+/// L1 under SVM, from "is there SVM" to the table.
+fn svm(a: &mut CodeAssembler, image: &mut Builder, l: &mut L1) -> Result<(), IcedError> {
+    const EFER: u32 = 0xc000_0080;
+    const VM_HSAVE_PA: u32 = 0xc001_0117;
+    let mut without = a.create_label();
+    a.mov(eax, 0x8000_0001u32)?;
+    a.cpuid()?;
+    a.bt(ecx, 2)?;
+    a.jnc(without)?;
+    a.mov(ecx, EFER)?;
+    a.rdmsr()?;
+    a.or(eax, 0x1000)?;
+    a.wrmsr()?;
+    a.mov(ecx, VM_HSAVE_PA)?;
+    a.mov(eax, VMXON_REGION)?;
+    a.xor(edx, edx)?;
+    a.wrmsr()?;
+    a.mov(edi, vmcb::IO_MAP)?;
+    a.mov(ecx, vmcb::MAP_BYTES)?;
+    a.mov(al, 0xff)?;
+    a.rep().stosb()?;
+    l.r.say(a, image, "L1: SVM is on; nested paging\n")?;
+    for fields in [vmcb::real(), vmcb::long()] {
+        let all: Vec<_> = vmcb::common().into_iter().chain(fields).collect();
+        let table = image.data(&vmcs::bytes(&all));
+        let (mut next, mut done) = (a.create_label(), a.create_label());
+        a.mov(r8d, table)?;
+        a.set_label(&mut next)?;
+        a.mov(rcx, qword_ptr(r8))?;
+        a.cmp(rcx, -1)?;
+        a.je(done)?;
+        a.mov(rax, qword_ptr(r8 + 8))?;
+        a.mov(qword_ptr(rcx + VMCS_REGION as i32), rax)?;
+        a.add(r8, 16)?;
+        a.jmp(next)?;
+        a.set_label(&mut done)?;
+        a.call(l.svm)?;
+    }
+    a.stgi()?;
+    let mut names: Vec<_> = SVM_NAMES.iter().map(|n| (n.1, n.2)).collect();
+    names.extend([(RDMSR, "RDMSR"), (WRMSR, "WRMSR")]);
+    table(a, image, l, &names)?;
+    a.set_label(&mut without)?;
+    l.r.say(a, image, "L1: this processor has neither VMX nor SVM; no guests of our own\n")?;
+    a.ret()
+}
+
+/// Run the VMCB until its guest calls; returns to the caller then.
+fn svm_run(a: &mut CodeAssembler, image: &mut Builder, l: &mut L1) -> Result<(), IcedError> {
+    let field = |offset: u32| qword_ptr((VMCS_REGION + offset) as u64);
+    let mut numbers: Vec<_> = SVM_NAMES.iter().map(|&(code, number, _)| (code, number, a.create_label())).collect();
+    let (mut enter, mut known, mut unknown) = (a.create_label(), a.create_label(), a.create_label());
+    let (mut skip, mut resume) = (a.create_label(), a.create_label());
+    a.set_label(&mut l.svm)?;
+    a.mov(qword_ptr(SAVED_RSP), rsp)?;
+    clock(a)?;
+    a.mov(qword_ptr(ENTERED), rax)?;
+    a.set_label(&mut enter)?;
+    load(a)?;
+    // RAX travels in the VMCB.
+    a.mov(field(vmcb::RAX), rax)?;
+    a.mov(eax, VMCS_REGION)?;
+    a.db(&[0x0f, 0x01, 0xd8])?; // VMRUN
+    for (i, &register) in GPRS.iter().enumerate().skip(1) {
+        a.mov(qword_ptr(save_slot(i)), register)?;
+    }
+    a.mov(rax, field(vmcb::RAX))?;
+    a.mov(qword_ptr(slot(0)), rax)?;
+    clock(a)?;
+    a.mov(qword_ptr(LEFT), rax)?;
+    a.sub(rax, qword_ptr(ENTERED))?;
+    a.mov(r12, field(vmcb::EXIT_CODE))?;
+    for (code, _, label) in &numbers {
+        a.cmp(r12, *code as i32)?;
+        a.je(*label)?;
+    }
+    a.cmp(r12, SVM_MSR as i32)?;
+    a.jne(unknown)?;
+    // EXITINFO1: 0 read, 1 write.
+    a.mov(ebx, RDMSR)?;
+    a.add(rbx, field(vmcb::EXIT_INFO_1))?;
+    a.jmp(known)?;
+    for (_, number, label) in &mut numbers {
+        a.set_label(label)?;
+        a.mov(ebx, *number)?;
+        a.jmp(known)?;
+    }
+    a.set_label(&mut known)?;
+    a.inc(qword_ptr(rbx * 8 + COUNTS as i32))?;
+    a.add(qword_ptr(rbx * 8 + L2_TICKS as i32), rax)?;
+    let mut handlers: Vec<_> = [CPUID, IO, RDMSR, EPT_VIOLATION, VMCALL].map(|n| (n, a.create_label())).into();
+    for (number, label) in &handlers {
+        a.cmp(ebx, *number as i32)?;
+        a.je(*label)?;
+    }
+    // WRMSR and HLT.
+    a.jmp(skip)?;
+    for (number, label) in &mut handlers {
+        a.set_label(label)?;
+        match *number {
+            CPUID => {
+                a.mov(rax, qword_ptr(slot(0)))?;
+                a.mov(rcx, qword_ptr(slot(1)))?;
+                a.mov(r13, rbx)?;
+                a.cpuid()?;
+                for (i, register) in [(0, rax), (1, rcx), (2, rdx), (3, rbx)] {
+                    a.mov(qword_ptr(slot(i)), register)?;
+                }
+                a.mov(rbx, r13)?;
+            }
+            IO => {
+                a.mov(rax, qword_ptr(slot(0)))?;
+                a.mov(rdx, qword_ptr(slot(2)))?;
+                a.out(dx, al)?;
+            }
+            RDMSR => {
+                a.mov(qword_ptr(slot(0)), L1_MSR_VALUE as i32)?;
+                a.mov(qword_ptr(slot(2)), 0)?;
+            }
+            EPT_VIOLATION => {
+                a.mov(rax, field(vmcb::EXIT_INFO_2))?;
+                a.shr(rax, 21)?;
+                a.mov(rdx, rax)?;
+                a.shl(rdx, 21)?;
+                a.or(rdx, 0xb7)?;
+                a.mov(qword_ptr(rax * 8 + (EPT + 0x2000) as i32), rdx)?;
+                a.jmp(resume)?;
+                continue;
+            }
+            // VMMCALL: the guest is done.
+            _ => {
+                a.ret()?;
+                continue;
+            }
+        }
+        a.jmp(skip)?;
+    }
+    a.set_label(&mut skip)?;
+    a.mov(rax, field(vmcb::NEXT_RIP))?;
+    a.mov(field(vmcb::RIP), rax)?;
+    a.set_label(&mut resume)?;
+    clock(a)?;
+    a.mov(qword_ptr(ENTERED), rax)?;
+    a.sub(rax, qword_ptr(LEFT))?;
+    a.add(qword_ptr(rbx * 8 + L1_TICKS as i32), rax)?;
+    a.jmp(enter)?;
+    a.set_label(&mut unknown)?;
+    l.r.say(a, image, "\nL1: unexpected exit, code 0x")?;
+    a.mov(rax, r12)?;
+    a.call(l.r.hex)?;
+    l.r.say(a, image, " at 0x")?;
+    a.mov(rax, field(vmcb::RIP))?;
+    a.call(l.r.hex)?;
+    l.r.say(a, image, "\n")?;
+    a.mov(eax, 0x12)?;
+    a.out(0xf4, al)?;
+    a.hlt()
 }
