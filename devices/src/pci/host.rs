@@ -104,7 +104,7 @@ impl PciHost {
         let ones = u32::MAX >> (32 - 8 * size.clamp(1, 4));
         let Some(f) = self.find((at >> 20) as u8, (at >> 15 & 31) as u8, (at >> 12 & 7) as u8) else { return ones };
         let offset = (at & 0xfff) as u16;
-        if offset as usize % size == 0 {
+        if (offset as usize).is_multiple_of(size) {
             return f.config_read(offset, size) & ones;
         }
         (0..size as u16).fold(0, |v, i| v | (f.config_read(offset + i, 1) & 0xff) << (8 * i))
@@ -113,7 +113,7 @@ impl PciHost {
     fn config_write(&mut self, now: u64, at: u32, size: usize, value: u32) {
         let Some(f) = self.find((at >> 20) as u8, (at >> 15 & 31) as u8, (at >> 12 & 7) as u8) else { return };
         let offset = (at & 0xfff) as u16;
-        if offset as usize % size == 0 {
+        if (offset as usize).is_multiple_of(size) {
             f.config_write(now, offset, size, value);
         } else {
             for i in 0..size as u16 {

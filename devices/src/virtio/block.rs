@@ -156,7 +156,7 @@ impl Block {
 
     fn discard(&mut self, memory: &dyn Dma, chain: &Chain, data: u64, zeroes: bool) -> Result<u64, Failed> {
         let segments = data / 16;
-        if data % 16 != 0 || segments == 0 || segments > MOST_DISCARD_SEGMENTS as u64 {
+        if !data.is_multiple_of(16) || segments == 0 || segments > MOST_DISCARD_SEGMENTS as u64 {
             return Err(Failed::Status(IOERR));
         }
         for i in 0..segments {
