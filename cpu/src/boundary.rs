@@ -286,8 +286,7 @@ impl Cpu {
     /// Remember what a single step's consequences depend on.
     pub(crate) fn before_step(&mut self) -> Before {
         let deferred = self.notes.deferred;
-        let repeating = self.notes.repeating;
-        self.notes = Notes { deferred, repeating, ..Notes::default() };
+        self.notes = Notes { deferred, ..Notes::default() };
         let branch = if self.state.msrs.debugctl & 3 != 0 { self.branch_ahead() } else { None };
         let (tf, rf) = (self.state.flag(Rflags::TF), self.state.flag(Rflags::RF));
         Before { rip: self.state.rip(), now: self.now(), tf, rf, branch }

@@ -66,7 +66,7 @@ impl Cpu {
             self.breakpoints = now;
             self.privilege_changed();
         }
-        if now.code || now.data || now.io {
+        if now.code || now.data || now.io || self.state.msrs.debugctl & 1 != 0 {
             self.attend(attention::DEBUG);
         }
     }

@@ -100,9 +100,13 @@ pub fn deliver(cpu: &mut Cpu, event: Event, origin: Origin) -> Exec {
                 cpu.virt.delivering = None;
                 cpu.virt.nmi_unblocked_by_iret = false;
                 cpu.state.activity = Activity::Active;
-                cpu.state.shadow.sti = false;
-                cpu.state.shadow.mov_ss = false;
-                cpu.attend(attention::INTERRUPT);
+                cpu.notes.repeating = false;
+                let shadow = &mut cpu.state.shadow;
+                if shadow.sti || shadow.mov_ss {
+                    shadow.sti = false;
+                    shadow.mov_ss = false;
+                    cpu.attend(attention::INTERRUPT);
+                }
                 return Ok(());
             }
             Err(Stop::Exception) => {}

@@ -10,8 +10,8 @@ use crate::cpuid::MISC_ENABLE_LIMIT_CPUID;
 
 /// IA32_MISC_ENABLE after reset: fast strings, no BTS and PEBS, MONITOR.
 pub const MISC_ENABLE_RESET: u64 = 1 | 1 << 11 | 1 << 12 | 1 << 18;
-const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 3 | 1 << 16 | 1 << 18 | MISC_ENABLE_LIMIT_CPUID | 1 << 34;
-const MISC_ENABLE_XD_DISABLE: u64 = 1 << 34;
+/// Bits that can be set and read back. Of their meanings only the CPUID limit is modelled: NX stays whatever bit 34 says.
+const MISC_ENABLE_WRITABLE: u64 = 0x4_00c5_0089 | MISC_ENABLE_LIMIT_CPUID;
 
 /// Machine-check banks.
 pub const MC_BANKS: usize = 8;
@@ -305,10 +305,6 @@ impl Cpu {
             }
             IA32_MISC_ENABLE if !amd => {
                 m.misc_enable = m.misc_enable & !MISC_ENABLE_WRITABLE | value & MISC_ENABLE_WRITABLE;
-                if value & MISC_ENABLE_XD_DISABLE != 0 {
-                    self.state.efer &= !Efer::NXE;
-                    self.mode_changed();
-                }
                 true
             }
             IA32_DEBUGCTL => {
@@ -449,9 +445,6 @@ impl Cpu {
     fn write_efer(&mut self, value: u64) -> bool {
         let old = self.state.efer;
         let mut allowed = self.model.efer_bits();
-        if self.state.msrs.misc_enable & MISC_ENABLE_XD_DISABLE != 0 {
-            allowed &= !Efer::NXE.bits();
-        }
         // VM_CR.SVMDIS.
         if self.state.msrs.vm_cr & 1 << 4 != 0 {
             allowed &= !Efer::SVME.bits();

@@ -82,6 +82,7 @@ impl Cpu {
                 self.set_limit(now + 1);
             }
             let before = (most == 1).then(|| self.before_step());
+            self.notes.repeating = false;
             let result = self.step_block(most);
             self.current = std::ptr::null();
             self.notes.repeating = result == Err(Stop::Again) && self.now() > now;
