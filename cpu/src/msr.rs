@@ -354,8 +354,13 @@ impl Cpu {
                 ok
             }
             0x400..=0x47f if ((msr - 0x400) / 4) < MC_BANKS as u32 => {
-                // Error registers may only be cleared, unless AMD's McStatusWrEn says otherwise.
-                let free = msr & 3 == 0 || value == 0 || (amd && m.hwcr & 1 << 18 != 0);
+                let free = match msr & 3 {
+                    // Control: all errors or none; Linux leaves out bit 10 of one bank.
+                    0 => value == 0 || value | 1 << 10 == u64::MAX,
+                    // Status may only be cleared, unless AMD's McStatusWrEn says otherwise.
+                    1 => value == 0 || (amd && m.hwcr & 1 << 18 != 0),
+                    _ => true,
+                };
                 if free {
                     m.mc_banks[(msr - 0x400) as usize / 4][(msr & 3) as usize] = value;
                 }

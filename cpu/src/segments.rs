@@ -279,11 +279,10 @@ impl Cpu {
     pub fn drop_inner_segments(&mut self) {
         for r in [SegReg::Es, SegReg::Ds, SegReg::Fs, SegReg::Gs] {
             let s = *self.state.segment(r);
-            if s.unusable() {
-                // The base may have been set by MSR; the selector becomes a plain null.
-                self.state.set_segment(r, Segment { selector: 0, ..s });
-            } else if (!s.is_code() || s.access & 4 == 0) && s.dpl() < self.state.cpl {
-                self.state.set_segment(r, null_segment(0));
+            let inner = (!s.is_code() || s.access & 4 == 0) && s.dpl() < self.state.cpl;
+            if s.unusable() || inner {
+                // The base stays: it may have been set by MSR.
+                self.state.set_segment(r, Segment { selector: 0, access: Segment::UNUSABLE, ..s });
             }
         }
     }
