@@ -109,6 +109,24 @@ impl Cpu {
         }
     }
 
+    /// Run from RIP until an instruction does not complete, and say why, instead of delivering an event; or until about `most`
+    /// blocks have run. Blocks are decoded afresh. For conformance tests.
+    pub fn run_undelivered(&mut self, bus: &mut dyn Bus, most: usize) -> Exec {
+        self.with_bus(bus, |cpu| {
+            cpu.sync_code();
+            for _ in 0..most {
+                cpu.set_limit(cpu.now() + 2 * MAX_BLOCK as u64);
+                let result = cpu.step_block(MAX_BLOCK - 1);
+                cpu.current = std::ptr::null();
+                cpu.restore_patched();
+                if result != Err(Stop::Again) {
+                    result?;
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// Set the instruction count at which chains must have ended, keeping the current time.
     pub(crate) fn set_limit(&mut self, limit: u64) {
         let now = self.now();

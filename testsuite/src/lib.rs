@@ -1,1 +1,4 @@
-#![forbid(unsafe_code)]
+//! Conformance: what the machine does, against what it should do.
+#![deny(unsafe_op_in_unsafe_fn)]
+
+pub mod oracle;

@@ -1,0 +1,24 @@
+//! The command `undervisor-testsuite`.
+
+use clap::{Parser, Subcommand};
+use undervisor_testsuite::oracle;
+
+/// Conformance tests and benchmarks of undervisor.
+#[derive(Parser)]
+#[command(version, about)]
+struct Options {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Random user-mode instructions on the host's processor and in undervisor: both must agree (x86-64 Linux only)
+    Oracle(oracle::Options),
+}
+
+fn main() -> std::process::ExitCode {
+    match Options::parse().command {
+        Command::Oracle(options) => oracle::run(&options),
+    }
+}
