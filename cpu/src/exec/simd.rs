@@ -5,7 +5,7 @@ mod masked;
 #[cfg(test)]
 mod tests;
 
-use iced_x86::{Instruction, OpKind};
+use iced_x86::{Instruction, Mnemonic, OpKind};
 use undervisor_core::{Cr0, Cr4, Exception, Vendor};
 
 use super::Row;
@@ -117,7 +117,10 @@ fn end(_: &mut Cpu, _: OpRef) -> Flow {
 
 fn general(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     let Some(plan) = plan(insn) else { return Err(cpu.ud()) };
-    cpu.vector_available(plan.need)?;
+    // With a memory source, AMD's CVTPI2PS does not enter MMX state.
+    let outside = insn.mnemonic() == Mnemonic::Cvtpi2ps && is_memory(insn, 1) && cpu.model().vendor == Vendor::Amd;
+    let need = if outside { Need::Sse } else { plan.need };
+    cpu.vector_available(need)?;
     let mut linear = 0;
     if let Some(m) = &plan.load {
         linear = cpu.vector_operand(insn, m, false)?;
@@ -128,6 +131,10 @@ fn general(cpu: &mut Cpu, insn: &Instruction) -> Exec {
         if plan.probe {
             cpu.probe_write(linear, m.bytes as usize)?;
         }
+    }
+    if need == Need::SseMmx {
+        // The transition to MMX state is not undone by #XM.
+        cpu.mmx_touch();
     }
     for step in [&plan.before, &plan.step].into_iter().flatten() {
         cpu.take_step(step)?;

@@ -3,7 +3,7 @@
 
 use iced_x86::{Instruction, Mnemonic};
 use undervisor_core::xsave::{self, Component, EXTENDED, HEADER, bit};
-use undervisor_core::{Cr0, Cr4, Efer, Exception, F80, Intercept, Vendor, X87};
+use undervisor_core::{Cr0, Cr4, Efer, Exception, F80, Feature, Intercept, Vendor, X87};
 
 use super::Row;
 use super::x87::status;
@@ -57,10 +57,10 @@ fn word64(area: &[u8], at: usize) -> u64 {
 impl Cpu {
     /// MXCSR bits that may be set.
     pub(crate) fn mxcsr_mask(&self) -> u32 {
-        match self.model().vendor {
-            Vendor::Intel => xsave::MXCSR_MASK,
-            Vendor::Amd => xsave::MXCSR_MASK | xsave::MXCSR_MM,
+        if self.model().has(Feature::MISALIGNSSE) {
+            return xsave::MXCSR_MASK | xsave::MXCSR_MM;
         }
+        xsave::MXCSR_MASK
     }
 
     fn check_mxcsr(&mut self, value: u32) -> Exec {

@@ -151,8 +151,14 @@ fn rebiased<F: Format>(sign: bool, exponent: i32, r: &Rounded, env: &mut Env) ->
     }
     match exponent + F::BIAS {
         // FSCALE can go so far beyond that rebiasing does not bring the result back (SDM vol. 1, Numeric Overflow Exception).
-        ..=0 => F::zero(sign),
-        biased if biased >= F::MAX_BIASED as i32 => F::infinity(sign),
+        ..=0 => {
+            env.raise(flags::PE);
+            F::zero(sign)
+        }
+        biased if biased >= F::MAX_BIASED as i32 => {
+            env.raise(flags::PE);
+            F::infinity(sign)
+        }
         biased => F::assemble(sign, biased as u32, r.significand),
     }
 }

@@ -66,12 +66,29 @@ fn reduce(x: Unpacked) -> (u32, Wide) {
     ((k & 3) as u32, part * HALF_PI)
 }
 
+/// The next value towards zero.
+fn below(w: Wide) -> Wide {
+    if w.significand == 1 << 127 {
+        return Wide { exponent: w.exponent - 1, significand: u128::MAX, ..w };
+    }
+    Wide { significand: w.significand.saturating_sub(1), ..w }
+}
+
+/// Below this exponent a function's second term is beyond the last place kept; only its sign matters, for directed rounding.
+const TINY: i32 = -64;
+
 fn sin_series(r: Wide) -> Wide {
+    if r.exponent < TINY && !r.is_zero() {
+        return below(r);
+    }
     let square = -(r * r);
     series(r, |t, k| (t * square).div_small(2 * k * (2 * k + 1)))
 }
 
 fn cos_series(r: Wide) -> Wide {
+    if r.exponent < TINY && !r.is_zero() {
+        return below(Wide::ONE);
+    }
     let square = -(r * r);
     series(Wide::ONE, |t, k| (t * square).div_small(2 * k * (2 * k - 1)))
 }
@@ -97,6 +114,9 @@ pub fn tan(x: Unpacked) -> Wide {
 
 /// arctan t for |t| ≤ 1/8.
 fn atan_series(t: Wide) -> Wide {
+    if t.exponent < TINY && !t.is_zero() {
+        return below(t);
+    }
     let square = -(t * t);
     let mut power = t;
     series(t, |_, k| {

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use undervisor_core::{Cr0, Cr4, Efer, Model, SegReg, Segment, Vendor};
+use undervisor_core::{Cr0, Cr4, Efer, Model, SegReg, Segment};
 use undervisor_cpu::{Cpu, Shared, Stop};
 use undervisor_mmu::{GuestMemory, NullBus};
 
@@ -28,7 +28,7 @@ impl Guest {
         }
         _ = memory.write(TABLES, TABLES + 0x1000 | 0x27u64);
         _ = memory.write(TABLES + 0x1000, TABLES + 0x2000 | 0x27u64);
-        let model = Model { vendor: if amd { Vendor::Amd } else { Vendor::Intel }, ..Model::default() };
+        let model = if amd { Model::max_amd() } else { Model::max_intel() };
         let mut cpu = Cpu::new(0, Shared::new(memory), Rc::new(model));
         let s = &mut cpu.state;
         s.cr0 = Cr0::PE | Cr0::MP | Cr0::ET | Cr0::NE | Cr0::WP | Cr0::AM | Cr0::PG;

@@ -162,28 +162,29 @@ pub fn fxtract(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     Ok(())
 }
 
-/// Remainder: the value, the low bits of the quotient, and whether the reduction is complete.
-fn remainder(a: Unpacked, b: Unpacked, nearest: bool, env: &mut Env) -> (Raw, u64, bool) {
+/// Remainder: the value, and the low bits of the quotient (`None`: the reduction is not complete). Where there is no quotient,
+/// with NaNs and invalid operands, the outer `None`.
+fn remainder(a: Unpacked, b: Unpacked, nearest: bool, env: &mut Env) -> (Raw, Option<Option<u64>>) {
     if let Some(r) = special(&a, &b, env) {
-        return (r, 0, true);
+        return (r, None);
     }
     if a.is_infinite() || b.is_zero() {
-        return (ops::invalid(env), 0, true);
+        return (ops::invalid(env), None);
     }
     note_denormals(env, &[&a, &b]);
     if a.is_zero() || b.is_infinite() {
-        return (a.into(), 0, true);
+        return (a.into(), Some(Some(0)));
     }
     let distance = a.exponent - b.exponent;
     if distance < -1 || (distance < 0 && !nearest) {
-        return (a.into(), 0, true);
+        return (a.into(), Some(Some(0)));
     }
     let divisor = b.significand as u128;
     if distance >= 64 {
         // Partial: 32 to 63 bits of the quotient at a time.
         let n = distance & 0x1f | 0x20;
         let rest = ((a.significand as u128) << n) % divisor;
-        return (Raw::normalised(a.sign, a.exponent - n + 64, rest), 0, false);
+        return (Raw::normalised(a.sign, a.exponent - n + 64, rest), Some(None));
     }
     // In units of b's last place, or half of one if a is the smaller.
     let (numerator, divisor, unit) = if distance < 0 {
@@ -202,28 +203,33 @@ fn remainder(a: Unpacked, b: Unpacked, nearest: bool, env: &mut Env) -> (Raw, u6
     if rest == 0 {
         sign = a.sign;
     }
-    (Raw::normalised(sign, unit + 64, rest), quotient as u64, true)
+    (Raw::normalised(sign, unit + 64, rest), Some(Some(quotient as u64)))
 }
 
 pub fn fprem<const NEAREST: bool>(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     cpu.x87_enter()?;
     cpu.x87_note(insn);
     if cpu.st_empty(0) || cpu.st_empty(1) {
-        cpu.set_condition(status::CONDITION, 0);
         if cpu.stack_fault(false) {
             cpu.set_st(0, INDEFINITE);
         }
         return Ok(());
     }
     let mut env = cpu.x87_env_full();
-    let (raw, quotient, complete) = remainder(cpu.st_unpacked(0), cpu.st_unpacked(1), NEAREST, &mut env);
+    let (raw, quotient) = remainder(cpu.st_unpacked(0), cpu.st_unpacked(1), NEAREST, &mut env);
     let result = pack::<F80Format>(raw, &mut env);
-    cpu.set_condition(status::CONDITION, 0);
-    if cpu.x87_finish(&env) {
-        cpu.set_st(0, result);
-        let bit = |n: u32, c: u16| if quotient >> n & 1 != 0 { c } else { 0 };
-        let condition = if complete { bit(2, status::C0) | bit(1, status::C3) | bit(0, status::C1) } else { status::C2 };
-        cpu.set_condition(status::CONDITION, condition);
+    if !cpu.x87_finish(&env) {
+        return Ok(());
+    }
+    cpu.set_st(0, result);
+    match quotient {
+        Some(Some(q)) => {
+            let bit = |n: u32, c: u16| if q >> n & 1 != 0 { c } else { 0 };
+            let condition = bit(2, status::C0) | bit(1, status::C3) | bit(0, status::C1);
+            cpu.set_condition(status::CONDITION, condition);
+        }
+        Some(None) => cpu.set_condition(status::CONDITION, status::C2),
+        None => cpu.set_condition(status::C1 | status::C2, 0),
     }
     Ok(())
 }

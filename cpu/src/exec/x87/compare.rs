@@ -1,7 +1,7 @@
 //! Comparisons: FCOM, FUCOM, FCOMI, FTST, FXAM; FCMOVcc.
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
-use undervisor_core::Rflags;
+use undervisor_core::{Rflags, Vendor};
 
 use super::{INDEFINITE, status};
 use crate::cpu::{Cpu, Exec};
@@ -58,7 +58,13 @@ pub fn fcomi<const POP: bool, const SIGNALING: bool>(cpu: &mut Cpu, insn: &Instr
     } else {
         let mut env = cpu.x87_env();
         let relation = ops::compare(cpu.st_unpacked(0), cpu.st_unpacked(other), SIGNALING, &mut env);
-        (relation, cpu.x87_finish(&env))
+        let c1 = cpu.state.x87.status & status::C1;
+        let go = cpu.x87_finish(&env);
+        if cpu.model().vendor == Vendor::Amd {
+            // AMD processors leave C1 alone.
+            cpu.set_condition(status::C1, c1);
+        }
+        (relation, go)
     };
     let set = match relation {
         Relation::Greater => Rflags::empty(),
@@ -136,6 +142,5 @@ pub fn fcmov(cpu: &mut Cpu, insn: &Instruction) -> Exec {
         let v = cpu.st(from);
         cpu.set_st(0, v);
     }
-    cpu.set_condition(status::C1, 0);
     Ok(())
 }

@@ -65,9 +65,10 @@ pub fn fdecstp(cpu: &mut Cpu, insn: &Instruction) -> Exec {
 pub fn ffree<const POP: bool>(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     cpu.x87_enter()?;
     cpu.x87_note(insn);
+    cpu.set_condition(status::C1, 0);
     cpu.st_free(Cpu::st_number(insn, 0));
     if POP {
-        cpu.add_to_top(1);
+        cpu.st_pop();
     }
     Ok(())
 }

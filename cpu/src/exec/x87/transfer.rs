@@ -1,7 +1,7 @@
 //! Data transfer: FLD, FST, integers, packed BCD, FXCH, constants.
 
 use iced_x86::{Instruction, MemorySize, Mnemonic, OpKind};
-use undervisor_core::F80;
+use undervisor_core::{F80, Vendor};
 
 use super::{INDEFINITE, ONE, status};
 use crate::cpu::{Cpu, Exec};
@@ -83,7 +83,9 @@ pub fn fld(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     let mut env = cpu.x87_env_full();
     let raw = ops::convert(source, &mut env);
     let v = pack::<F80Format>(raw, &mut env);
-    if cpu.x87_finish(&env) {
+    // AMD processors load a denormal even if that exception is unmasked.
+    let loads = cpu.x87_finish(&env) || (cpu.model().vendor == Vendor::Amd && env.flags == flags::DE);
+    if loads {
         cpu.st_push(v);
     }
     Ok(())
@@ -137,7 +139,8 @@ pub fn fst<const POP: bool>(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     cpu.probe_write(linear, size)?;
     let empty = cpu.st_empty(0);
     let mut env = cpu.x87_env();
-    let source = if empty { Unpacked::INDEFINITE } else { cpu.st_unpacked(0) };
+    // Stores do not report denormal operands.
+    let source = if empty { Unpacked::INDEFINITE } else { Unpacked { denormal: false, ..cpu.st_unpacked(0) } };
     if empty {
         env.raise(flags::IE);
     }
