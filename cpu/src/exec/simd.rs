@@ -60,6 +60,15 @@ impl Cpu {
     /// Whether AMD's MXCSR.MM lifts the alignment rule: for legacy instructions that load and compute, not for the explicitly aligned
     /// moves (APM vol. 1, Misaligned Exception Mask).
     fn misaligned_sse(&self, insn: &Instruction, m: &Memory) -> bool {
+        use Mnemonic as M;
+        // AMD processors do not check SHA's operands at all.
+        let sha = matches!(
+            insn.mnemonic(),
+            M::Sha1msg1 | M::Sha1msg2 | M::Sha1nexte | M::Sha1rnds4 | M::Sha256msg1 | M::Sha256msg2 | M::Sha256rnds2
+        );
+        if sha && self.model().vendor == Vendor::Amd {
+            return true;
+        }
         let moves = m.register != SCRATCH || is_memory(insn, 0);
         !m.vex && !moves && self.model().vendor == Vendor::Amd && self.state.mxcsr & MXCSR_MM != 0
     }
@@ -131,10 +140,6 @@ fn general(cpu: &mut Cpu, insn: &Instruction) -> Exec {
         if plan.probe {
             cpu.probe_write(linear, m.bytes as usize)?;
         }
-    }
-    if need == Need::SseMmx {
-        // The transition to MMX state is not undone by #XM.
-        cpu.mmx_touch();
     }
     for step in [&plan.before, &plan.step].into_iter().flatten() {
         cpu.take_step(step)?;

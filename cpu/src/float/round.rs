@@ -157,6 +157,7 @@ fn rebiased<F: Format>(sign: bool, exponent: i32, r: &Rounded, env: &mut Env) ->
         }
         biased if biased >= F::MAX_BIASED as i32 => {
             env.raise(flags::PE);
+            env.rounded_up = true;
             F::infinity(sign)
         }
         biased => F::assemble(sign, biased as u32, r.significand),

@@ -299,18 +299,27 @@ float! {
     Addsubps = |x, env| alternate::<F32, N>(x, env);
     Addsubpd = |x, env| alternate::<F64, N>(x, env);
     Dpps = |x, env| {
+        // Products, sums of two and sums of four each have their exceptions; one that is unmasked ends the instruction.
         let (a, b) = (view::<u32, N>(&x.a), view::<u32, N>(&x.b));
-        let mut sums = [0; 2];
-        for (k, sum) in sums.iter_mut().enumerate().take(N.div_ceil(2)) {
-            let mut p = [0; 4];
-            for (i, p) in p.iter_mut().enumerate().take(2 * N) {
-                if x.imm >> (4 + i) & 1 != 0 {
-                    *p = sse::mul::<F32>(a[4 * k + i], b[4 * k + i], env);
-                }
+        let mut p = [0; 8];
+        for (i, p) in p.iter_mut().enumerate().take(2 * N) {
+            if x.imm >> (4 + (i & 3)) & 1 != 0 {
+                *p = sse::mul::<F32>(a[i], b[i], env);
             }
-            let low = sse::add::<F32>(p[0], p[1], env);
-            let high = sse::add::<F32>(p[2], p[3], env);
-            *sum = sse::add::<F32>(low, high, env);
+        }
+        if env.unmasked() != 0 {
+            return x.a;
+        }
+        let mut pairs = [0; 4];
+        for (i, sum) in pairs.iter_mut().enumerate().take(N) {
+            *sum = sse::add::<F32>(p[2 * i], p[2 * i + 1], env);
+        }
+        if env.unmasked() != 0 {
+            return x.a;
+        }
+        let mut sums = [0; 2];
+        for (i, sum) in sums.iter_mut().enumerate().take(N.div_ceil(2)) {
+            *sum = sse::add::<F32>(pairs[2 * i], pairs[2 * i + 1], env);
         }
         build(|i| if x.imm >> (i & 3) & 1 != 0 { sums[i / 4 & 1] } else { 0 })
     };
@@ -320,6 +329,9 @@ float! {
             if x.imm >> (4 + i) & 1 != 0 {
                 *p = sse::mul::<F64>(x.a[i], x.b[i], env);
             }
+        }
+        if env.unmasked() != 0 {
+            return x.a;
         }
         let sum = sse::add::<F64>(p[0], p[1], env);
         build(|i| if x.imm >> (i & 1) & 1 != 0 { sum } else { 0 })

@@ -100,14 +100,15 @@ fn field(length: u32) -> u64 {
 }
 
 fn extract<const N: usize>(v: [u64; N], length: u32, index: u32) -> [u64; N] {
-    let mut r = v;
+    // The high quadword is undefined by the manual; processors clear it.
+    let mut r = [0; N];
     r[0] = v[0] >> (index & 63) & field(length);
     r
 }
 
 fn insert<const N: usize>(x: &In<N>, length: u32, index: u32) -> [u64; N] {
-    let mut r = x.a;
+    let mut r = [0; N];
     let mask = field(length) << (index & 63);
-    r[0] = r[0] & !mask | (x.b[0] & field(length)) << (index & 63);
+    r[0] = x.a[0] & !mask | (x.b[0] & field(length)) << (index & 63);
     r
 }

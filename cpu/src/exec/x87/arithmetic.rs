@@ -210,6 +210,7 @@ pub fn fprem<const NEAREST: bool>(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     cpu.x87_enter()?;
     cpu.x87_note(insn);
     if cpu.st_empty(0) || cpu.st_empty(1) {
+        cpu.set_condition(status::C2, 0);
         if cpu.stack_fault(false) {
             cpu.set_st(0, INDEFINITE);
         }
@@ -219,6 +220,7 @@ pub fn fprem<const NEAREST: bool>(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     let (raw, quotient) = remainder(cpu.st_unpacked(0), cpu.st_unpacked(1), NEAREST, &mut env);
     let result = pack::<F80Format>(raw, &mut env);
     if !cpu.x87_finish(&env) {
+        cpu.set_condition(status::C2, 0);
         return Ok(());
     }
     cpu.set_st(0, result);

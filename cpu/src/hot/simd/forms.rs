@@ -2,6 +2,8 @@
 //! VEX.128 (it becomes zero) and VEX.256. Sources are registers always: a memory operand was loaded into [`SCRATCH`] by an op
 //! before this one.
 
+use undervisor_core::Vendor;
+
 use crate::access::{Slow, Way};
 use crate::cpu::{Cpu, Exec};
 use crate::dispatch::next;
@@ -217,15 +219,16 @@ fn to_mmx<O: Float>(cpu: &mut Cpu, op: OpRef) -> Flow {
 fn full_to_mmx<O: Float>(cpu: &mut Cpu, op: OpRef) -> Exec {
     let mut env = cpu.sse_env();
     let r = O::float(&input::<2>(cpu, &op), &mut env);
-    cpu.sse_commit(&env)?;
+    // The transition to MMX state is not undone by #XM.
     cpu.mmx_touch();
+    cpu.sse_commit(&env)?;
     set_mm(cpu, op.a, r[0]);
     Ok(())
 }
 
 /// MMX source, XMM destination: CVTPI2PS.
 fn from_mmx<O: Float>(cpu: &mut Cpu, op: OpRef) -> Flow {
-    if pending(cpu, &op) {
+    if enters_mmx(cpu, op) && pending(cpu, &op) {
         return general(cpu, op);
     }
     match full_from_mmx::<O>(cpu, op) {
@@ -234,13 +237,20 @@ fn from_mmx<O: Float>(cpu: &mut Cpu, op: OpRef) -> Flow {
     }
 }
 
+/// Whether CVTPI2PS enters MMX state: not from memory on AMD processors.
+fn enters_mmx(cpu: &Cpu, op: OpRef) -> bool {
+    op.b < MMX_REGISTERS || cpu.model().vendor == Vendor::Intel
+}
+
 #[inline(never)]
 fn full_from_mmx<O: Float>(cpu: &mut Cpu, op: OpRef) -> Exec {
     let mut env = cpu.sse_env();
     let x = In { b: [mm(cpu, op.b), 0], ..input::<2>(cpu, &op) };
     let r = O::float(&x, &mut env);
+    if enters_mmx(cpu, op) {
+        cpu.mmx_touch();
+    }
     cpu.sse_commit(&env)?;
-    cpu.mmx_touch();
     set_legacy(cpu, op.a, r);
     Ok(())
 }
