@@ -224,7 +224,7 @@ fn mask<F: Format>(yes: bool) -> F::Bits {
 
 /// A function of the lanes for each of the two formats.
 macro_rules! float {
-    ($($(#[$doc:meta])* $name:ident = |$x:pat_param, $env:pat_param| $e:expr;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident = |$x:pat_param, $env:pat_param| $e:expr $(, |$y:pat_param| $q:expr)?;)*) => {$(
         $(#[$doc])*
         pub struct $name;
         impl Float for $name {
@@ -232,8 +232,21 @@ macro_rules! float {
             fn float<const N: usize>($x: &In<N>, $env: &mut Env) -> [u64; N] {
                 $e
             }
+            $(
+                #[inline(always)]
+                fn quick<const N: usize>($y: &In<N>) -> Option<[u64; N]> {
+                    $q
+                }
+            )?
         }
     )*};
+}
+
+/// A double to a single by the host, and whether that is certain.
+#[inline(always)]
+fn narrow(b: u64) -> (u32, bool) {
+    let v = (f64::from_bits(b) as f32).to_bits();
+    (v, F64::is_zero(b) | (F64::normal(b) & certain::<F32>(v)))
 }
 
 /// `out` lane i = f(i, env).
@@ -251,12 +264,25 @@ float! {
     Cvtps2pd = |x, env| {
         let b = view::<u32, N>(&x.b);
         each(env, N, |i, env| sse::convert::<F32, F64>(b[i], env))
+    }, |x| {
+        let b = view::<u32, N>(&x.b);
+        let all = b[..N].iter().all(|&b| F32::normal_or_zero(b));
+        all.then(|| build(|i| (f32::from_bits(b[i]) as f64).to_bits()))
     };
-    Cvtpd2ps = |x, env| each(env, N, |i, env| sse::convert::<F64, F32>(x.b[i], env));
+    Cvtpd2ps = |x, env| each(env, N, |i, env| sse::convert::<F64, F32>(x.b[i], env)), |x| {
+        let mut r = [0; N];
+        let mut all = true;
+        for (z, &b) in view_mut::<u32, N>(&mut r).iter_mut().zip(&x.b) {
+            let (v, certain) = narrow(b);
+            *z = v;
+            all &= certain;
+        }
+        all.then_some(r)
+    };
     Cvtdq2ps = |x, env| {
         let b = view::<i32, N>(&x.b);
         each(env, 2 * N, |i, env| sse::from_i64::<F32>(b[i] as i64, env))
-    };
+    }, |x| Some(x.map(|v: i32| (v as f32).to_bits()));
     Cvtps2dq = |x, env| {
         let b = view::<u32, N>(&x.b);
         each(env, 2 * N, |i, env| sse::to_i32::<F32>(b[i], false, env))
@@ -279,11 +305,21 @@ float! {
         let mut r = x.a;
         r[0] = sse::convert::<F32, F64>(x.b[0] as u32, env);
         r
+    }, |x| {
+        let mut r = x.a;
+        let b = x.b[0] as u32;
+        r[0] = (f32::from_bits(b) as f64).to_bits();
+        F32::normal_or_zero(b).then_some(r)
     };
     Cvtsd2ss = |x, env| {
         let mut r = x.a;
         F32::set_low(&mut r[0], sse::convert::<F64, F32>(x.b[0], env));
         r
+    }, |x| {
+        let mut r = x.a;
+        let (v, certain) = narrow(x.b[0]);
+        F32::set_low(&mut r[0], v);
+        certain.then_some(r)
     };
     /// Two dwords of an MMX register or memory to the low quadword.
     Cvtpi2ps = |x, env| {

@@ -133,6 +133,28 @@ pub fn xmm<O: Lanes>(form: Form) -> Option<Handler> {
         Form::Vex256 => vex::<O, 4>,
     })
 }
+/// As [`xmm`], with the work in a function of its own: for what keeps so much on the stack that the last call would be no jump.
+pub fn xmm_apart<O: Lanes>(form: Form) -> Option<Handler> {
+    Some(match form {
+        Form::Mmx => return None,
+        Form::Sse => apart::<O, 2, false>,
+        Form::Vex128 => apart::<O, 2, true>,
+        Form::Vex256 => apart::<O, 4, true>,
+    })
+}
+fn apart<O: Lanes, const N: usize, const VEX: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    work::<O, N, VEX>(cpu, op);
+    next(cpu, op)
+}
+#[inline(never)]
+fn work<O: Lanes, const N: usize, const VEX: bool>(cpu: &mut Cpu, op: OpRef) {
+    let r = O::lanes(&input::<N>(cpu, &op));
+    if VEX {
+        set_vex(cpu, op.a, r);
+    } else {
+        set_legacy(cpu, op.a, [r[0], r[1 % N]]);
+    }
+}
 /// 128 bits only.
 pub fn narrow<O: Lanes>(form: Form) -> Option<Handler> {
     Some(match form {
@@ -171,10 +193,7 @@ fn sse_float<O: Float>(cpu: &mut Cpu, op: OpRef) -> Flow {
         set_legacy(cpu, op.a, r);
         return next(cpu, op);
     }
-    match full::<O, 2, false>(cpu, op) {
-        Ok(()) => next(cpu, op),
-        Err(stop) => abandon(cpu, op, stop),
-    }
+    finish::<O, 2, false>(cpu, op)
 }
 
 fn vex_float<O: Float, const N: usize>(cpu: &mut Cpu, op: OpRef) -> Flow {
@@ -184,7 +203,13 @@ fn vex_float<O: Float, const N: usize>(cpu: &mut Cpu, op: OpRef) -> Flow {
         set_vex(cpu, op.a, r);
         return next(cpu, op);
     }
-    match full::<O, N, true>(cpu, op) {
+    finish::<O, N, true>(cpu, op)
+}
+
+/// The way through exceptions; apart, so that the other one needs no stack frame.
+#[inline(never)]
+fn finish<O: Float, const N: usize, const VEX: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    match full::<O, N, VEX>(cpu, op) {
         Ok(()) => next(cpu, op),
         Err(stop) => abandon(cpu, op, stop),
     }

@@ -71,14 +71,20 @@ fn float<O: Float, const BYTES: usize, const N: usize, const VEX: bool>(cpu: &mu
         put::<N, VEX>(cpu, op, r);
         return next(cpu, op);
     }
-    match full::<O, BYTES, N, VEX>(cpu, op, linear) {
+    finish::<O, BYTES, N, VEX>(cpu, op)
+}
+
+#[inline(never)]
+fn finish<O: Float, const BYTES: usize, const N: usize, const VEX: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    match full::<O, BYTES, N, VEX>(cpu, op) {
         Ok(()) => next(cpu, op),
         Err(stop) => abandon(cpu, op, stop),
     }
 }
 
 #[inline(never)]
-fn full<O: Float, const BYTES: usize, const N: usize, const VEX: bool>(cpu: &mut Cpu, op: OpRef, linear: u64) -> Exec {
+fn full<O: Float, const BYTES: usize, const N: usize, const VEX: bool>(cpu: &mut Cpu, op: OpRef) -> Exec {
+    let linear = address::<{ form::FULL }>(cpu, op);
     let b = match read::<Fast, BYTES, N>(cpu, linear) {
         Ok(b) => b,
         Err(()) => {

@@ -147,13 +147,18 @@ fn comi<F: Format, const SIGNALING: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
         cpu.state.set_status(STATUS, u64::from(less) | u64::from(!less & !greater) << 6);
         return next(cpu, op);
     }
-    match comi_full::<F, SIGNALING>(cpu, a, b) {
+    comi_finish::<F, SIGNALING>(cpu, op)
+}
+#[inline(never)]
+fn comi_finish<F: Format, const SIGNALING: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    match comi_full::<F, SIGNALING>(cpu, op) {
         Ok(()) => next(cpu, op),
         Err(stop) => abandon(cpu, op, stop),
     }
 }
 #[inline(never)]
-fn comi_full<F: Format, const SIGNALING: bool>(cpu: &mut Cpu, a: F::Bits, b: F::Bits) -> Exec {
+fn comi_full<F: Format, const SIGNALING: bool>(cpu: &mut Cpu, op: OpRef) -> Exec {
+    let (a, b) = (F::low(vector::<1>(cpu, op.a)[0]), F::low(vector::<1>(cpu, op.b)[0]));
     let mut env = cpu.sse_env();
     let relation = sse::compare::<F>(a, b, SIGNALING, &mut env);
     cpu.sse_commit(&env)?;
@@ -168,8 +173,7 @@ pub fn compare<F: Format>(signaling: bool) -> Handler {
 
 /// CVTSI2SS and kin: from general register or scratch register `b`.
 fn from_integer<F: Format, const WIDE: bool, const VEX: bool, const GPR: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
-    let v = if GPR { cpu.state.regs[op.b as usize] } else { vector::<1>(cpu, op.b)[0] };
-    let v = if WIDE { v as i64 } else { v as i32 as i64 };
+    let v = integer_source::<WIDE, GPR>(cpu, op);
     let exact = size_of::<F::Bits>() == 8 && !WIDE;
     if exact || cpu.state.mxcsr & QUICK.0 == QUICK.1 {
         let mut r = vector::<2>(cpu, op.d);
@@ -181,10 +185,20 @@ fn from_integer<F: Format, const WIDE: bool, const VEX: bool, const GPR: bool>(c
         }
         return next(cpu, op);
     }
+    from_integer_finish::<F, WIDE, VEX, GPR>(cpu, op)
+}
+#[inline(never)]
+fn from_integer_finish<F: Format, const WIDE: bool, const VEX: bool, const GPR: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    let v = integer_source::<WIDE, GPR>(cpu, op);
     match from_integer_full::<F, VEX>(cpu, op, v) {
         Ok(()) => next(cpu, op),
         Err(stop) => abandon(cpu, op, stop),
     }
+}
+#[inline(always)]
+fn integer_source<const WIDE: bool, const GPR: bool>(cpu: &Cpu, op: OpRef) -> i64 {
+    let v = if GPR { cpu.state.regs[op.b as usize] } else { vector::<1>(cpu, op.b)[0] };
+    if WIDE { v as i64 } else { v as i32 as i64 }
 }
 #[inline(never)]
 fn from_integer_full<F: Format, const VEX: bool>(cpu: &mut Cpu, op: OpRef, v: i64) -> Exec {
@@ -222,13 +236,18 @@ fn float_to_gpr<F: Format, const WIDE: bool, const TRUNC: bool>(cpu: &mut Cpu, o
             return next(cpu, op);
         }
     }
-    match float_to_gpr_full::<F, WIDE, TRUNC>(cpu, op, a) {
+    float_to_gpr_finish::<F, WIDE, TRUNC>(cpu, op)
+}
+#[inline(never)]
+fn float_to_gpr_finish<F: Format, const WIDE: bool, const TRUNC: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    match float_to_gpr_full::<F, WIDE, TRUNC>(cpu, op) {
         Ok(()) => next(cpu, op),
         Err(stop) => abandon(cpu, op, stop),
     }
 }
 #[inline(never)]
-fn float_to_gpr_full<F: Format, const WIDE: bool, const TRUNC: bool>(cpu: &mut Cpu, op: OpRef, a: F::Bits) -> Exec {
+fn float_to_gpr_full<F: Format, const WIDE: bool, const TRUNC: bool>(cpu: &mut Cpu, op: OpRef) -> Exec {
+    let a = F::low(vector::<1>(cpu, op.b)[0]);
     let mut env = cpu.sse_env();
     let v = to_integer::<F, WIDE, TRUNC>(a, &mut env);
     cpu.sse_commit(&env)?;
