@@ -12,7 +12,8 @@ fn main() {
         };
         println!("\n## {}\n\nIf one fails: {outcome}.\n\n| check | field | rule |\n|---|---|---|", table.section);
         for c in table.checks {
-            let qualification = if c.qualification == 0 { String::new() } else { format!(" (qualification {})", c.qualification) };
+            let qualification =
+                if c.qualification == 0 { String::new() } else { format!(" (qualification {})", c.qualification) };
             println!("| {} | {:?} | {}{qualification} |", c.name, c.field, c.rule.replace('|', "\\|"));
         }
     }

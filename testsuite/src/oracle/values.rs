@@ -12,6 +12,7 @@ impl Random {
         (0..4).for_each(|_| _ = r.next());
         r
     }
+    #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -125,7 +126,7 @@ impl Random {
             8 => (0x3fff + self.below(64) as u16, m & u64::MAX << self.below(64)),
             9 => (0x3fff - 1030 + self.below(2060) as u16, m & !0x7ff),
             10 => (0x3fff - 150 + self.below(300) as u16, m & !0xff_ffff_ffff),
-            11 => (0x3fff - 16500u16.min(0x3fff) + self.below(0x7ffe) as u16, m),
+            11 => (self.below(0x7ffe) as u16, m),
             _ => (0x3fff - 4 + self.below(9) as u16, m),
         };
         F80 { mantissa, sign_exponent: sign | exponent.min(0x7fff) }
