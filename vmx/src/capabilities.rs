@@ -12,7 +12,8 @@ pub const REGION_SIZE: u64 = 4096;
 /// CR3-target values that a VMCS holds.
 pub const CR3_TARGETS: u64 = 4;
 /// The preemption timer counts down each time this bit of the TSC changes.
-pub const PREEMPTION_TIMER_SHIFT: u32 = 0;
+/// KVM uses the timer only if it can run for ten seconds.
+pub const PREEMPTION_TIMER_SHIFT: u32 = 3;
 /// Most entries of an MSR area that are recommended: 512 × (0 + 1).
 pub const MSR_AREA_LIMIT: u32 = 512;
 

@@ -133,6 +133,10 @@ fn rdseed(cpu: &mut Cpu, insn: &Instruction) -> Exec {
 }
 
 fn rdpid(cpu: &mut Cpu, insn: &Instruction) -> Exec {
+    // The VMX control "enable RDTSCP" governs RDPID too.
+    if !cpu.virt_enables_rdtscp() {
+        return Err(cpu.ud());
+    }
     let value = cpu.state.msrs.tsc_aux & 0xffff_ffff;
     cpu.set_gpr(insn.op0_register(), value);
     Ok(())

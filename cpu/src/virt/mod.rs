@@ -183,6 +183,13 @@ impl Cpu {
         }
     }
 
+    /// Whether a guest's RDTSCP and RDPID are not made undefined.
+    pub fn virt_enables_rdtscp(&self) -> bool {
+        !self.virt.guest
+            || self.model.vendor != Vendor::Intel
+            || self.virt.vmx.vmcs.secondary(undervisor_vmx::controls::secondary::ENABLE_RDTSCP)
+    }
+
     /// Whether the seam wants a boundary after the next instruction.
     pub fn virt_steps(&self) -> bool {
         self.virt.guest && self.model.vendor == Vendor::Intel && self.vmx_steps()
