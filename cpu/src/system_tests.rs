@@ -394,14 +394,6 @@ fn real_mode_interrupt() {
     assert_eq!(run(&mut c, &[0xcd, 0x21, 0xf4], 100), RunExit::Idle);
     assert_eq!((c.state.rip(), c.state.gpr(regs::RSP)), (CODE + 3, STACK));
     assert!(c.state.flag(Rflags::IF));
-    // Big limits survive real-mode loads.
-    c.state.activity = Activity::Active;
-    let mut ds = *c.state.segment(SegReg::Ds);
-    ds.limit = u32::MAX;
-    c.state.set_segment(SegReg::Ds, ds);
-    c.state.set_gpr(regs::RAX, 0x100);
-    run(&mut c, &[0x8e, 0xd8], 1);
-    assert_eq!((c.state.segment(SegReg::Ds).limit, c.state.segment(SegReg::Ds).base), (u32::MAX, 0x1000));
 }
 
 #[test]
