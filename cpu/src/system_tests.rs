@@ -397,6 +397,18 @@ fn real_mode_interrupt() {
 }
 
 #[test]
+fn big_limits_survive_real_mode_loads() {
+    // A processor of its own: `poke` writes memory behind the op cache's back, so code may be placed only once.
+    let mut c = processor(16);
+    let mut ds = *c.state.segment(SegReg::Ds);
+    ds.limit = u32::MAX;
+    c.state.set_segment(SegReg::Ds, ds);
+    c.state.set_gpr(regs::RAX, 0x100);
+    run(&mut c, &[0x8e, 0xd8], 1);
+    assert_eq!((c.state.segment(SegReg::Ds).limit, c.state.segment(SegReg::Ds).base), (u32::MAX, 0x1000));
+}
+
+#[test]
 fn control_registers() {
     let bad = |cr: u8, value: u64, prepare: fn(&mut Cpu)| {
         let mut c = system(64);
