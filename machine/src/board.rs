@@ -187,13 +187,17 @@ impl Board {
     /// Tick every device that is due at `now`.
     pub fn tick(&mut self, now: Time) {
         self.clock = self.clock.max(now);
+        self.tick_devices();
+        self.settle();
+    }
+
+    fn tick_devices(&mut self) {
         let now = self.clock;
         self.pit.tick(now);
         self.rtc.tick(now);
         self.hpet.tick(now);
         self.acpi.tick(now);
         self.pci.tick(now);
-        self.settle();
     }
 
     /// Take in what came from outside the machine.
@@ -216,6 +220,10 @@ impl Board {
 
     /// Route what devices signalled and work out what follows for the running processor.
     pub fn settle(&mut self) {
+        if self.deadline <= self.clock {
+            // What falls due now would be forgotten by the new deadline.
+            self.tick_devices();
+        }
         while !self.wiring.is_empty() {
             for signal in self.wiring.take() {
                 self.route(signal);
