@@ -30,7 +30,8 @@ impl Cpu {
     #[inline(never)]
     fn sse_fault(&mut self, env: &Env) -> Exec {
         // An unmasked exception found before computing keeps the later ones from being found.
-        let found = if env.unmasked() & flags::BEFORE != 0 { env.flags & flags::BEFORE } else { env.flags };
+        let before = env.unmasked() & flags::BEFORE != 0;
+        let found = env.earlier | if before { env.flags & flags::BEFORE } else { env.flags };
         self.state.mxcsr |= found as u32;
         let enabled = self.state.cr4.contains(Cr4::OSXMMEXCPT);
         Err(self.raise(if enabled { Exception::new(Vector::XM) } else { Exception::UD }))

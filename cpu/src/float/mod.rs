@@ -74,6 +74,8 @@ pub struct Env {
     pub masks: u8,
     /// Exceptions raised so far.
     pub flags: u8,
+    /// Of those, the ones raised in stages of the instruction that are over; see [`Env::next_stage`].
+    pub earlier: u8,
     /// x87 rules: NaN with the larger significand wins; results that overflow or underflow unmasked are rebiased.
     pub x87: bool,
     /// x87 precision control: 24, 53 or 64 bits.
@@ -98,6 +100,7 @@ impl Env {
             ftz,
             masks: (mxcsr >> 7) as u8 & flags::ALL,
             flags: 0,
+            earlier: 0,
             x87: false,
             precision: 64,
             rounded_up: false,
@@ -114,6 +117,7 @@ impl Env {
             ftz: false,
             masks: control as u8 & flags::ALL,
             flags: 0,
+            earlier: 0,
             x87: true,
             precision: match control >> 8 & 3 {
                 0 => 24,
@@ -146,6 +150,16 @@ impl Env {
     #[inline]
     pub fn masked(&self, flag: u8) -> bool {
         self.masks & flag != 0
+    }
+
+    /// Between the stages of an instruction that rounds more than once (DPPS): whether to go on. Not after an unmasked exception.
+    #[inline]
+    pub fn next_stage(&mut self) -> bool {
+        let go = self.unmasked() == 0;
+        if go {
+            self.earlier = self.flags;
+        }
+        go
     }
 
     /// Exceptions raised and not masked.

@@ -343,14 +343,14 @@ float! {
                 *p = sse::mul::<F32>(a[i], b[i], env);
             }
         }
-        if env.unmasked() != 0 {
+        if !env.next_stage() {
             return x.a;
         }
         let mut pairs = [0; 4];
         for (i, sum) in pairs.iter_mut().enumerate().take(N) {
             *sum = sse::add::<F32>(p[2 * i], p[2 * i + 1], env);
         }
-        if env.unmasked() != 0 {
+        if !env.next_stage() {
             return x.a;
         }
         let mut sums = [0; 2];
@@ -366,7 +366,7 @@ float! {
                 *p = sse::mul::<F64>(x.a[i], x.b[i], env);
             }
         }
-        if env.unmasked() != 0 {
+        if !env.next_stage() {
             return x.a;
         }
         let sum = sse::add::<F64>(p[0], p[1], env);
