@@ -601,12 +601,12 @@ fn start(r: &mut Random, items: &[(Instruction, Vec<u8>)]) -> (State, Vec<u8>) {
         }
     }
     // IF; the status flags; sometimes DF.
-    let rflags = 0x202 | r.next() & 0x8d5 | if r.percent(10) { 0x400 } else { 0 };
+    let rflags = 0x202 | r.word() & 0x8d5 | if r.percent(10) { 0x400 } else { 0 };
     let mxcsr = match r.below(10) {
         0..4 => 0x1fa0,
         4..6 => 0x1f80,
-        6..8 => 0x1f80 | r.next() as u32 & 0xe07f,
-        _ => r.next() as u32 & 0xffff,
+        6..8 => 0x1f80 | r.word() as u32 & 0xe07f,
+        _ => r.word() as u32 & 0xffff,
     };
     let mut x87 = undervisor_core::X87::default();
     for st in &mut x87.st {
@@ -614,12 +614,12 @@ fn start(r: &mut Random, items: &[(Instruction, Vec<u8>)]) -> (State, Vec<u8>) {
     }
     x87.control = match r.below(10) {
         0..5 => 0x37f,
-        5..8 => 0x37f & !0xf00 | r.pick(&[0, 0x200, 0x300, 0x300]) | (r.next() as u16 & 0xc00),
-        _ => r.next() as u16 & 0xc3f | 0x40 | r.pick(&[0, 0x200, 0x300]),
+        5..8 => 0x37f & !0xf00 | r.pick(&[0, 0x200, 0x300, 0x300]) | (r.word() as u16 & 0xc00),
+        _ => r.word() as u16 & 0xc3f | 0x40 | r.pick(&[0, 0x200, 0x300]),
     };
-    x87.status = r.next() as u16 & 0x7f00 & !if r.percent(60) { 0x3800 } else { 0 };
+    x87.status = r.word() as u16 & 0x7f00 & !if r.percent(60) { 0x3800 } else { 0 };
     if r.percent(30) {
-        x87.status |= r.next() as u16 & 0x7f & if r.percent(90) { x87.control | 0x40 } else { 0x7f };
+        x87.status |= r.word() as u16 & 0x7f & if r.percent(90) { x87.control | 0x40 } else { 0x7f };
     }
     if x87.status & !x87.control & 0x3f != 0 {
         x87.status |= 0x8080;
@@ -632,7 +632,7 @@ fn start(r: &mut Random, items: &[(Instruction, Vec<u8>)]) -> (State, Vec<u8>) {
             let depth = r.below(9) as u32;
             ((0..depth).fold(0, |t, i| t | 1 << ((top + i) & 7))) as u8
         }
-        _ => r.next() as u8,
+        _ => r.word() as u8,
     };
     (State { regs, rip: place::TEST, rflags, ymm, mxcsr, x87 }, data)
 }

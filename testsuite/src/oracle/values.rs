@@ -9,11 +9,11 @@ pub struct Random(u64);
 impl Random {
     pub fn new(seed: u64) -> Random {
         let mut r = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        (0..4).for_each(|_| _ = r.next());
+        (0..4).for_each(|_| _ = r.word());
         r
     }
     #[allow(clippy::should_implement_trait)]
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -21,7 +21,7 @@ impl Random {
     }
     /// 0 … n − 1.
     pub fn below(&mut self, n: usize) -> usize {
-        ((self.next() >> 32) as usize) % n.max(1)
+        ((self.word() >> 32) as usize) % n.max(1)
     }
     pub fn percent(&mut self, p: usize) -> bool {
         self.below(100) < p
@@ -38,16 +38,16 @@ impl Random {
             1 => 1 << shift,
             2 => (1u64 << shift).wrapping_sub(1),
             3 => !(1u64 << shift),
-            4 => self.next() >> shift,
-            5 => (self.next() as i64 >> shift) as u64,
-            6 => self.next() & 0x0101_0101_0101_0101u64.wrapping_mul(self.next() & 0xff),
-            _ => self.next(),
+            4 => self.word() >> shift,
+            5 => (self.word() as i64 >> shift) as u64,
+            6 => self.word() & 0x0101_0101_0101_0101u64.wrapping_mul(self.word() & 0xff),
+            _ => self.word(),
         }
     }
 
     /// Bits of an f64.
     pub fn double(&mut self) -> u64 {
-        let sign = self.next() & 1 << 63;
+        let sign = self.word() & 1 << 63;
         sign | match self.below(12) {
             0 => self.pick(&[
                 0,
@@ -67,21 +67,21 @@ impl Random {
                 0x43e0_0000_0000_0000,
                 0x3fe0_0000_0000_0000,
             ]),
-            1 => self.next() >> 1,
-            2 => self.next() >> 13,
+            1 => self.word() >> 1,
+            2 => self.word() >> 13,
             3 => (self.below(2000) as f64 / 8.0).to_bits(),
             // Exponents that single precision and half precision overflow and underflow at.
-            4 => self.next() >> 12 | (1023 - 150 + self.below(280) as u64) << 52,
-            5 => (self.next() >> 12) & !0x1fff_ffff | (1023 - 30 + self.below(60) as u64) << 52,
-            6 => self.next() >> 12 | (1 + self.below(60) as u64) << 52,
-            7 => self.next() >> 12 | (2046 - self.below(60) as u64) << 52,
-            _ => self.next() >> 12 | (1023 - 4 + self.below(9) as u64) << 52,
+            4 => self.word() >> 12 | (1023 - 150 + self.below(280) as u64) << 52,
+            5 => (self.word() >> 12) & !0x1fff_ffff | (1023 - 30 + self.below(60) as u64) << 52,
+            6 => self.word() >> 12 | (1 + self.below(60) as u64) << 52,
+            7 => self.word() >> 12 | (2046 - self.below(60) as u64) << 52,
+            _ => self.word() >> 12 | (1023 - 4 + self.below(9) as u64) << 52,
         }
     }
 
     /// Bits of an f32.
     pub fn single(&mut self) -> u32 {
-        let r = self.next() as u32;
+        let r = self.word() as u32;
         let sign = r & 1 << 31;
         sign | match self.below(10) {
             0 => self.pick(&[
@@ -112,15 +112,15 @@ impl Random {
 
     /// An f80, sometimes one that no operation gives.
     pub fn extended(&mut self) -> F80 {
-        let sign = (self.next() & 0x8000) as u16;
-        let m = self.next() | 1 << 63;
+        let sign = (self.word() & 0x8000) as u16;
+        let m = self.word() | 1 << 63;
         let (exponent, mantissa) = match self.below(14) {
             0 => (0, 0),
             1 => (0x3fff + self.below(3) as u16, 1 << 63),
             2 => (0x7fff, 1 << 63),
             3 => (0x7fff, self.pick(&[3 << 62, 3 << 62 | 5, 1 << 63 | 1, m])),
-            4 => (0, self.next() >> self.below(64)),
-            5 => (self.next() as u16 & 0x7fff, self.next()),
+            4 => (0, self.word() >> self.below(64)),
+            5 => (self.word() as u16 & 0x7fff, self.word()),
             6 => (1 + self.below(80) as u16, m),
             7 => (0x7ffe - self.below(80) as u16, m),
             8 => (0x3fff + self.below(64) as u16, m & u64::MAX << self.below(64)),
@@ -138,7 +138,7 @@ impl Random {
             0..3 => [self.double(), self.double()],
             3..6 => [0; 2].map(|_: u64| self.single() as u64 | (self.single() as u64) << 32),
             6 => [self.integer(), self.integer()],
-            _ => [self.next(), self.next()],
+            _ => [self.word(), self.word()],
         }
     }
 }
