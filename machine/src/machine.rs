@@ -285,7 +285,7 @@ impl Machine {
 
     fn slice(&mut self, index: usize, limit: Time) -> Option<StopReason> {
         self.board.begin(index, limit);
-        let crowded = self.cpus.len() > 1;
+        let crowded = self.waiting.iter().enumerate().any(|(i, waiting)| i != index && !waiting);
         let cpu = &mut self.cpus[index];
         cpu.advance_to(self.clock);
         let before = cpu.retired();

@@ -69,11 +69,17 @@ fn nop(_: &mut Cpu, _: &Instruction) -> Exec {
     Ok(())
 }
 
+/// Virtual time that a PAUSE takes besides its own instruction: processors wait 40 to 140 cycles. It makes loops that spin until
+/// a moment cost the host a fraction.
+const PAUSE_TIME: u64 = 40;
+
 /// PAUSEs after which a processor that shares its thread lets another have a turn.
 const SPINS: u32 = 16;
 
 fn pause(cpu: &mut Cpu, _: &Instruction) -> Exec {
     cpu.intercept(Intercept::Pause)?;
+    cpu.budget -= PAUSE_TIME as i64;
+    cpu.counters.waited += PAUSE_TIME;
     if cpu.crowded {
         cpu.spins += 1;
         if cpu.spins >= SPINS {

@@ -467,6 +467,8 @@ fn spinning_gives_up_the_turn() {
         step(&mut c, &[0xf3, 0x90]).unwrap();
     }
     assert_eq!(c.attention, 0, "alone on its thread");
+    // Each took its time, without counting as more than an instruction (which the dispatcher counts).
+    assert_eq!((c.now(), c.retired()), (40 * 40, 0));
     c.crowded = true;
     let mut pauses = 0;
     while c.attention == 0 {
