@@ -100,7 +100,7 @@ fn common_work(a: &mut CodeAssembler, amd: bool) -> Result<(), IcedError> {
     a.rdmsr()?;
     a.wrmsr()?;
     a.hlt()?;
-    a.mov(ecx, 100_000)?;
+    a.mov(ecx, 3_000_000)?;
     let mut spin = a.create_label();
     a.set_label(&mut spin)?;
     a.dec(ecx)?;
