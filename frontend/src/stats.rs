@@ -25,7 +25,7 @@ pub fn summary(machine: &Machine, elapsed: Duration, slept: Duration) -> String 
     let busy = elapsed.saturating_sub(slept).as_secs_f64();
     let sum = |f: fn(&undervisor_cpu::cpu::Counters) -> u64| machine.cpus().iter().map(|c| f(&c.counters)).sum::<u64>();
     let misses = sum(|c| c.tlb_misses);
-    let blocks = sum(|c| c.block_lookups);
+    let blocks = sum(|c| c.jump_cache_misses);
     let mut out = String::new();
     let mut row = |name: &str, value: String| {
         let _ = writeln!(out, "{name:<24} {value}");
@@ -49,14 +49,13 @@ pub fn summary(machine: &Machine, elapsed: Duration, slept: Duration) -> String 
     row(
         "op cache",
         format!(
-            "{} blocks decoded, {} dropped; {} look-ups, {} hit",
+            "{} blocks decoded, {} dropped; {} look-ups past the jump cache, {} hit",
             count(decoded),
             count(sum(|c| c.blocks_invalidated)),
             count(blocks),
             percent(blocks.saturating_sub(decoded), blocks),
         ),
     );
-    row("jump cache", format!("{} misses", count(sum(|c| c.jump_cache_misses))));
     row(
         "events",
         format!(
