@@ -116,6 +116,9 @@ impl Cpu {
             }
         }
         if self.attention & attention::INTERRUPT != 0 {
+            if self.take_smi() {
+                return Boundary::Again;
+            }
             if self.take_nmi() {
                 return Boundary::Again;
             }
@@ -242,6 +245,21 @@ impl Cpu {
         }
         self.deliver_exception(Exception { payload: bits, ..Exception::new(Vector::DB) });
         true
+    }
+
+    /// System-management interrupts: no model has anything in SMM, so one that is taken is over at once, as with a handler
+    /// that does nothing but RSM. Returns whether it exited.
+    fn take_smi(&mut self) -> bool {
+        if !self.signals.smi {
+            return false;
+        }
+        match self.intercept_smi() {
+            Ok(taken) => {
+                self.signals.smi = !taken;
+                false
+            }
+            Err(_) => true,
+        }
     }
 
     fn take_nmi(&mut self) -> bool {

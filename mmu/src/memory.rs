@@ -196,6 +196,36 @@ impl GuestMemory {
         Some(())
     }
 
+    /// Read quadwords of one page: `offsets` into it, multiples of 8, each to its place in `words` (which stands for the page's
+    /// beginning). What is not RAM or ROM reads as all ones; offsets beyond `words` are passed over.
+    #[inline]
+    pub fn gather<const N: usize>(&self, page: u64, offsets: &[u16], words: &mut [u64; N]) {
+        let host = self.page(page).map(|p| p.pointer);
+        for &offset in offsets {
+            let at = offset as usize & 0xff8;
+            if let Some(word) = words.get_mut(at / 8) {
+                // SAFETY: at + 8 <= PAGE_SIZE, within the page.
+                *word = host.map_or(u64::MAX, |p| unsafe { p.add(at).cast::<u64>().read_unaligned() });
+            }
+        }
+    }
+
+    /// The converse of [`GuestMemory::gather`]; what is not RAM swallows the writes. Same caution about translated code as
+    /// [`GuestMemory::write`].
+    #[inline]
+    pub fn scatter<const N: usize>(&self, page: u64, offsets: &[u16], words: &[u64; N]) {
+        let Some(host) = self.page(page).filter(|p| p.writable) else {
+            return;
+        };
+        for &offset in offsets {
+            let at = offset as usize & 0xff8;
+            if let Some(word) = words.get(at / 8) {
+                // SAFETY: as for `gather`; the page is writable.
+                unsafe { host.pointer.add(at).cast::<u64>().write_unaligned(*word) };
+            }
+        }
+    }
+
     /// Copy bytes out of RAM or ROM.
     pub fn read_bytes(&self, address: u64, out: &mut [u8]) -> Result<(), MemoryError> {
         self.for_pages(address, out.len(), |host, done, n, _| {

@@ -104,9 +104,7 @@ impl Vmcb {
         let bits = if honour && self.address == Some(address) { read(memory, address + 0xc0) as u32 & clean::ALL } else { 0 };
         for (group, words) in LOADS {
             if bits & group == 0 {
-                for &at in words {
-                    self.words[at as usize / 8 % WORDS] = read(memory, address + at as u64);
-                }
+                memory.gather(address, words, &mut self.words);
             }
         }
         let asid = self.get(Field::GUEST_ASID);
@@ -141,18 +139,15 @@ impl Vmcb {
         let Some(address) = self.address else {
             return;
         };
-        let put = |at: u16| {
-            let _ = memory.write::<u64>(address + at as u64, self.words[at as usize / 8 % WORDS]);
-        };
-        STORES.into_iter().for_each(put);
+        memory.scatter(address, &STORES, &self.words);
         if lbr {
-            [0x670, 0x678, 0x680, 0x688, 0x690].into_iter().for_each(put);
+            memory.scatter(address, &[0x670, 0x678, 0x680, 0x688, 0x690], &self.words);
         }
         if np {
-            put(0x668);
+            memory.scatter(address, &[0x668], &self.words);
         }
         if spec_ctrl {
-            put(0x6e0);
+            memory.scatter(address, &[0x6e0], &self.words);
         }
     }
 
@@ -161,9 +156,7 @@ impl Vmcb {
         let Some(address) = self.address else {
             return;
         };
-        for at in [0x70u16, 0x78, 0x80, 0x88] {
-            let _ = memory.write::<u64>(address + at as u64, self.words[at as usize / 8 % WORDS]);
-        }
+        memory.scatter(address, &[0x70, 0x78, 0x80, 0x88], &self.words);
     }
 
     /// The instruction bytes that decode assists report.

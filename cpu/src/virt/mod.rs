@@ -144,6 +144,14 @@ impl Cpu {
         }
     }
 
+    /// An SMI is pending. `Ok(false)`: it stays so.
+    pub fn intercept_smi(&mut self) -> Exec<bool> {
+        match self.model.vendor {
+            Vendor::Intel => Ok(true),
+            Vendor::Amd => self.svm_intercept_smi(),
+        }
+    }
+
     /// An INIT is pending. It has been taken if this exits.
     pub fn intercept_init(&mut self) -> Exec<InitAction> {
         match self.model.vendor {

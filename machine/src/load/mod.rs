@@ -144,6 +144,8 @@ pub fn firmware_state(cpu: &mut Cpu) {
     // The VGA window is uncacheable; so is everything from the PCI window to 4 GiB.
     m.mtrr_fixed[2] = 0;
     m.mtrr_variable[0] = [hole, (width & !((1 << 32) - hole - 1)) | VALID];
+    // FNINIT: after RESET every register counts as in use, and every exception is unmasked.
+    cpu.state.x87 = undervisor_core::X87::default();
     cpu.apic.svr = 0x1ff;
     if cpu.id == 0 {
         cpu.apic.lvt[LVT_LINT0] = (DeliveryMode::ExtInt as u32) << 8;

@@ -18,7 +18,6 @@ impl Cpu {
         let features = limits.features;
         let shared = self.shared.clone();
         let memory = &shared.memory;
-        let host_mode = self.translations.paging;
         let seam = &mut self.virt.svm;
         if seam.report_stale && features.contains(SvmFeatures::VMCB_CLEAN) {
             seam.stale |= seam.vmcb.stale(memory, address);
@@ -57,7 +56,7 @@ impl Cpu {
             let gmet = features.contains(SvmFeatures::GUEST_MODE_EXECUTE_TRAP)
                 && v.get(Field::NESTED_CONTROL) & nested::GMET_ENABLE != 0;
             let paging_limits = self.translations.limits();
-            nested_paging(&mut seam.npt, &host_mode, v.get(Field::N_CR3), gmet, &paging_limits);
+            nested_paging(&mut seam.npt, &self.translations.paging, v.get(Field::N_CR3), gmet, &paging_limits);
             self.translations.nested = Nested::Npt(seam.npt);
         } else if self.load_pdptes(self.state.cr3, self.state.cr0, self.state.cr4).is_err() {
             self.virt.svm.refused = Some("PDPTEs");

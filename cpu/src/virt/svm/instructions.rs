@@ -1,7 +1,7 @@
 //! SVM's instructions (APM vol. 3, System Instruction Reference).
 
 use iced_x86::{Instruction, Mnemonic as M, Register};
-use undervisor_core::{Efer, Feature, Intercept, SvmFeatures, Vendor};
+use undervisor_core::{Efer, Intercept, SvmFeatures, Vendor};
 use undervisor_svm::controls::{extensions, v_intr};
 use undervisor_svm::entry::{vmload, vmsave};
 use undervisor_svm::{Field, reason};
@@ -135,10 +135,7 @@ fn invalidate(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     Ok(())
 }
 
-/// SKINIT: no model has a TPM behind it.
+/// SKINIT: no model has a TPM behind it, so it does not exist, intercepted or not.
 fn secure_init(cpu: &mut Cpu, _: &Instruction) -> Exec {
-    if cpu.model.has(Feature::SVM) && cpu.virt.guest && cpu.state.efer.contains(Efer::SVME) && cpu.state.cpl == 0 {
-        cpu.intercept(Intercept::Skinit)?;
-    }
     Err(cpu.ud())
 }

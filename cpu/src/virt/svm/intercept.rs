@@ -226,6 +226,18 @@ impl Cpu {
         Err(self.svm_exit_event(reason::NMI, 0, 0))
     }
 
+    /// APM vol. 2, SMM Support: an intercepted SMI stays pending, as does any while GIF is clear.
+    pub(in crate::virt) fn svm_intercept_smi(&mut self) -> Exec<bool> {
+        if !self.virt.svm.gif {
+            return Ok(false);
+        }
+        if self.virt.guest && self.svm_intercepts(reason::SMI) {
+            // EXITINFO1 bit 0 is clear: not an I/O instruction's.
+            return Err(self.svm_exit_event(reason::SMI, 0, 0));
+        }
+        Ok(true)
+    }
+
     pub(in crate::virt) fn svm_intercept_init(&mut self) -> Exec<InitAction> {
         if !self.virt.svm.gif {
             return Ok(InitAction::Blocked);
