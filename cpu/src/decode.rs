@@ -33,6 +33,8 @@ impl Mode {
     pub const AVX: u16 = 1 << 7;
     /// Not 64-bit, but protected and not virtual-8086.
     pub const PROTECTED: u16 = 1 << 8;
+    /// In the op cache's keys only: a block of a single instruction, for single steps.
+    pub const ONE: u16 = 1 << 15;
 
     /// The mode that `cpu`'s state asks for.
     pub fn of(cpu: &Cpu) -> Mode {
@@ -148,7 +150,8 @@ impl Cpu {
         let mode = self.mode;
         let mut page = [0u8; 4096 + 15];
         let offset = (physical & 0xfff) as usize;
-        let mut room = 4096 - offset;
+        // As far as the page and `most` instructions reach.
+        let mut room = (4096 - offset).min(15 * most.min(MAX_BLOCK));
         self.fetch_bytes(physical, &mut page[..room]);
         let cs_room = self.code_room(self.state.rip());
         let limited = cs_room < room as u64 + 15;

@@ -183,8 +183,33 @@ impl Cpu {
                 return self.chain(op);
             }
         }
+        if let Some(index) = index.filter(|_| !self.general_once) {
+            return self.step_one(physical, index);
+        }
         let block = self.decode(physical, most)?;
         self.chain_once(block, index)
+    }
+
+    /// Run the one instruction at RIP from a block of its own, which is kept: shadows, single steps and the last instructions before
+    /// a limit come back to the same places. The budget is below zero once it has retired, so that nothing chains on.
+    fn step_one(&mut self, physical: u64, index: usize) -> Exec {
+        let rip = self.state.rip();
+        let shared = self.shared.clone();
+        let mode = crate::decode::Mode(self.mode.0 | crate::decode::Mode::ONE);
+        let found = shared.code().find(index, (physical & 0xfff) as u16, mode);
+        if let Some(block) = found
+            && self.usable(block, rip)?
+        {
+            return self.chain(block.entry());
+        }
+        let block = self.decode(physical, 1)?;
+        let second = block.second_page.and_then(|p| self.shared.memory.page_index(p));
+        if block.second_page.is_some() && second.is_none() {
+            return self.chain_once(block, Some(index));
+        }
+        let block = shared.code().insert(index, second, mode, block);
+        self.sync_code();
+        self.chain(block.entry())
     }
 
     /// Whether a cached block may be entered at `rip`: it must lie below the segment limit, and an instruction that crosses
