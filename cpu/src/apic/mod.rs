@@ -97,7 +97,7 @@ impl LocalApic {
         let mut apic = LocalApic {
             id,
             base: DEFAULT_BASE | BASE_ENABLE | if id == 0 { BASE_BSP } else { 0 },
-            version: (LVT_CMCI as u32) << 16 | 0x15,
+            version: (LVT_CMCI as u32) << 16 | 0x14,
             tpr: 0,
             xapic_ldr: 0,
             dfr: 0,

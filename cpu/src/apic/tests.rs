@@ -30,7 +30,7 @@ fn reset_values() {
     for lvt in [reg::LVT_TIMER, reg::LVT_LINT0, reg::LVT_LINT1, reg::LVT_ERROR, reg::LVT_CMCI] {
         assert_eq!(a.read(lvt, 0), LVT_MASK);
     }
-    assert_eq!(a.read(reg::VERSION, 0) & 0xff, 0x15);
+    assert_eq!(a.read(reg::VERSION, 0) & 0xff, 0x14);
     assert_eq!(LocalApic::new(5).read(reg::ID, 0), 5 << 24);
 }
 
@@ -348,7 +348,7 @@ fn write32(cpu: &mut Cpu, at: u64, value: u32) {
 fn in_a_processor() {
     let mut c = processor(64);
     let base = DEFAULT_BASE;
-    assert_eq!(c.read_linear::<u32>(base + 0x30).unwrap() & 0xff, 0x15);
+    assert_eq!(c.read_linear::<u32>(base + 0x30).unwrap() & 0xff, 0x14);
     write32(&mut c, base + 0xf0, 0x1ff);
     write32(&mut c, base + 0x3e0, 0xb);
     write32(&mut c, base + 0x320, 0x40);
@@ -363,7 +363,7 @@ fn in_a_processor() {
     // On top of RAM.
     c.write_linear(0x5030u64, 0x1122_3344u32).unwrap();
     c.apic_msr_write(msr::IA32_APIC_BASE, 0x5000 | BASE_ENABLE).unwrap();
-    assert_eq!(c.read_linear::<u32>(0x5030).unwrap() & 0xff, 0x15);
+    assert_eq!(c.read_linear::<u32>(0x5030).unwrap() & 0xff, 0x14);
     assert_eq!(c.read_linear::<u32>(base + 0x30).unwrap(), u32::MAX);
     c.apic_msr_write(msr::IA32_APIC_BASE, 0x5000).unwrap();
     assert_eq!(c.read_linear::<u32>(0x5030).unwrap(), 0x1122_3344);
