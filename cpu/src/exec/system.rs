@@ -286,6 +286,10 @@ fn into(cpu: &mut Cpu, insn: &Instruction) -> Exec {
 
 fn int1(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     cpu.intercept(Intercept::Icebp)?;
+    // Data breakpoints that MOV SS held back come with this #DB, not as one of their own.
+    let held = cpu.state.pending_debug & 0xf;
+    cpu.state.pending_debug &= !0xf;
+    cpu.state.dr6 |= held;
     software(cpu, insn, EventKind::PrivilegedSoftwareException, Vector::DB)
 }
 
