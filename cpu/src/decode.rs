@@ -200,8 +200,8 @@ impl Cpu {
             second_page = None;
         }
         if !ended {
-            let mut op = Op::new(if mode.is64() { hot::branch::jmp::<true> } else { hot::branch::jmp::<false> });
-            op.index = (count - 1) as u8;
+            let mut op = Op::new(if mode.is64() { hot::fall_through::<true> } else { hot::fall_through::<false> });
+            op.index = count as u8;
             op.offset = at as u16;
             op.disp = at as i32;
             b.ops.push(op);

@@ -58,6 +58,16 @@ fn a_store_to_the_running_block_is_seen_by_the_next_instruction() {
 }
 
 #[test]
+fn an_instruction_that_kills_its_own_block_is_counted() {
+    // xor byte [rdx], 0 stores to its own first byte; a limit of one instruction makes it the last of its block.
+    let code = [0x80, 0x32, 0x00, 0x90, 0x90];
+    let mut cpu = processor(CODE, &code);
+    cpu.state.set_gpr(2, CODE);
+    cpu.run(&mut NullBus, 1);
+    assert_eq!((cpu.now(), cpu.state.rip()), (1, CODE + 3));
+}
+
+#[test]
 fn an_instruction_may_cross_pages_and_either_half_may_change() {
     // mov eax, imm32 with its immediate on the next page, then jmp to itself.
     let at = CODE + 0xffe;

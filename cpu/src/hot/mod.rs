@@ -108,9 +108,21 @@ pub fn stop_here(cpu: &mut Cpu, op: OpRef) -> Flow {
 /// instructions before the branch. `L`: 64-bit mode.
 #[inline(always)]
 pub fn branch<const L: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    go_on::<L>(cpu, op, op.index as i64 + 1)
+}
+
+/// End of a block that did not end in a branch: go on at the next byte. The op stands for no instruction: `index` counts them all, so
+/// that leaving before it (the last instruction stored to its own block, say) counts them all too.
+pub fn fall_through<const L: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    go_on::<L>(cpu, op, op.index as i64)
+}
+
+/// Leave the block of `op` for `op.disp`, after `retired` of its instructions.
+#[inline(always)]
+fn go_on<const L: bool>(cpu: &mut Cpu, op: OpRef, retired: i64) -> Flow {
     let rip = cpu.state.rip().wrapping_add(op.disp as i64 as u64);
     cpu.state.regs[RIP as usize] = if L { rip } else { wrap(cpu.mode, rip) };
-    cpu.budget -= op.index as i64 + 1;
+    cpu.budget -= retired;
     if cpu.budget < 0 {
         return None;
     }
