@@ -98,6 +98,9 @@ features! {
     SHA: 7 0 Ebx 29 "sha_ni";
     UMIP: 7 0 Ecx 2 "umip";
     PKU: 7 0 Ecx 3 "pku";
+    GFNI: 7 0 Ecx 8 "gfni";
+    VAES: 7 0 Ecx 9 "vaes";
+    VPCLMULQDQ: 7 0 Ecx 10 "vpclmulqdq";
     LA57: 7 0 Ecx 16 "la57";
     RDPID: 7 0 Ecx 22 "rdpid";
     FSRM: 7 0 Edx 4 "fsrm";
@@ -166,7 +169,9 @@ impl Feature {
             SSE4_1 => &[SSSE3],
             SSE4_2 => &[SSE4_1],
             SSE4A => &[SSE3],
-            AES | PCLMULQDQ | SHA => &[SSE2],
+            AES | PCLMULQDQ | SHA | GFNI => &[SSE2],
+            VAES => &[AVX, AES],
+            VPCLMULQDQ => &[AVX, PCLMULQDQ],
             AVX => &[XSAVE, SSE4_2],
             AVX2 | FMA | F16C => &[AVX],
             XSAVEOPT | XSAVEC | XSAVES | XGETBV1 | XSAVEERPTR => &[XSAVE],

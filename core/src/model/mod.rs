@@ -159,6 +159,8 @@ const AMD: FeatureSet = FeatureSet::of(&[
     TSA_SQ_NO,
     TSA_L1_NO,
     SHA,
+    VAES,
+    VPCLMULQDQ,
     RDPID,
     FSRM,
 ]);
@@ -193,7 +195,9 @@ impl Model {
             name: "max-intel",
             signature: 0x0008_06f8,
             brand: "Intel(R) Xeon(R) Processor (maximal)",
-            features: COMMON.union(INTEL).union(FeatureSet::of(&[SHA, LA57, RDPID, FSRM, SERIALIZE, WBNOINVD])),
+            features: COMMON
+                .union(INTEL)
+                .union(FeatureSet::of(&[SHA, VAES, VPCLMULQDQ, GFNI, LA57, RDPID, FSRM, SERIALIZE, WBNOINVD])),
             vmx: VmxFeatures::everything(),
             physical_bits: 52,
             max_leaf: 0x1f,
@@ -226,7 +230,7 @@ impl Model {
             name: "max-amd",
             signature: 0x00a1_0f11,
             brand: "AMD EPYC Processor (maximal)",
-            features: COMMON.union(AMD).union(FeatureSet::of(&[LA57])),
+            features: COMMON.union(AMD).union(FeatureSet::of(&[LA57, GFNI])),
             svm: SvmFeatures::everything(),
             physical_bits: 52,
             l2_kib: 1024,

@@ -34,6 +34,20 @@ fn aes_round_of_the_standard() {
     assert_eq!(word(&r, 1) >> 32, 0x01eb_848b);
 }
 
+/// AES' substitution is an inverse and an affine map: the two families know the same box.
+#[test]
+fn affine_inverse_is_the_substitution_of_aes() {
+    use super::carryless::{Gf2p8affineinvqb, Gf2p8mulb};
+    let matrix = 0xf1e3_c78f_1f3e_7cf8;
+    for i in 0..=255u64 {
+        let v = [i * 0x0101_0101_0101_0101; 2];
+        let boxed = Aesenclast::lanes(&input(v, [0; 2], 0));
+        assert_eq!(Gf2p8affineinvqb::lanes(&input(v, [matrix; 2], 0x63)), boxed);
+    }
+    // FIPS 197, section 4.2: {57} x {83} = {c1}.
+    assert_eq!(Gf2p8mulb::lanes(&input([0x57], [0x83], 0)), [0xc1]);
+}
+
 #[test]
 fn carryless_product_of_the_manual() {
     assert_eq!(
