@@ -4,7 +4,7 @@ use std::cell::UnsafeCell;
 use std::rc::Rc;
 
 use undervisor_core::{CpuState, Exception, Feature, Model, SegReg};
-use undervisor_mmu::{AddressSpaces, Bus, GuestMemory, NullBus, Tlb, TlbEntry};
+use undervisor_mmu::{AddressSpaces, Bus, GuestMemory, MemoryError, NullBus, PAGE_SIZE, Tlb, TlbEntry};
 
 use crate::apic::LocalApic;
 use crate::cache::{CodeCache, JumpCache};
@@ -35,6 +35,23 @@ impl Shared {
     pub fn new(memory: GuestMemory) -> Rc<Shared> {
         let code = UnsafeCell::new(CodeCache::new(memory.page_count()));
         Rc::new(Shared { memory, code })
+    }
+
+    /// Copy bytes into guest RAM on behalf of anything but a processor (a device, a loader, a test): code decoded from there is forgotten.
+    pub fn write_bytes(&self, address: u64, data: &[u8]) -> Result<(), MemoryError> {
+        self.memory.write_bytes(address, data)?;
+        let mut at = address;
+        let mut left = data.len();
+        while left > 0 {
+            let offset = (at % PAGE_SIZE) as usize;
+            let n = left.min(PAGE_SIZE as usize - offset);
+            if let Some(page) = self.memory.page_index(at) {
+                self.code().written(page, offset, n);
+            }
+            at += n as u64;
+            left -= n;
+        }
+        Ok(())
     }
 
     /// The op cache.

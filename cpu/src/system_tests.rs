@@ -30,7 +30,7 @@ mod sel {
 }
 
 fn poke(cpu: &Cpu, at: u64, bytes: &[u8]) {
-    cpu.shared.memory.write_bytes(at, bytes).unwrap();
+    cpu.shared.write_bytes(at, bytes).unwrap();
 }
 fn poke64(cpu: &Cpu, at: u64, value: u64) {
     poke(cpu, at, &value.to_le_bytes());
@@ -398,7 +398,6 @@ fn real_mode_interrupt() {
 
 #[test]
 fn big_limits_survive_real_mode_loads() {
-    // A processor of its own: `poke` writes memory behind the op cache's back, so code may be placed only once.
     let mut c = processor(16);
     let mut ds = *c.state.segment(SegReg::Ds);
     ds.limit = u32::MAX;

@@ -68,6 +68,18 @@ fn an_instruction_that_kills_its_own_block_is_counted() {
 }
 
 #[test]
+fn what_a_device_writes_replaces_code() {
+    let mut cpu = processor(CODE, &[0xb8, 1, 0, 0, 0, 0xeb, 0xf9]);
+    // Whole blocks, and the one-instruction blocks in front of a limit.
+    for (limit, value) in [(100, 2u8), (101, 3), (300, 4)] {
+        cpu.run(&mut NullBus, limit);
+        cpu.shared.write_bytes(CODE + 1, &[value]).expect("in RAM");
+        cpu.run(&mut NullBus, limit + 2);
+        assert_eq!(cpu.state.gpr(0), value as u64);
+    }
+}
+
+#[test]
 fn an_instruction_may_cross_pages_and_either_half_may_change() {
     // mov eax, imm32 with its immediate on the next page, then jmp to itself.
     let at = CODE + 0xffe;

@@ -4,7 +4,6 @@ use std::rc::Rc;
 
 use undervisor_cpu::Shared;
 use undervisor_devices::{Dma, DmaError};
-use undervisor_mmu::PAGE_SIZE;
 
 /// RAM below the PCI hole ends here at most.
 pub const LOW_RAM_LIMIT: u64 = undervisor_devices::pci::ECAM_BASE;
@@ -77,19 +76,7 @@ impl Dma for Ram {
     }
 
     fn write(&self, address: u64, data: &[u8]) -> Result<(), DmaError> {
-        self.0.memory.write_bytes(address, data).map_err(|_| DmaError { address, length: data.len() as u64 })?;
-        let mut at = address;
-        let mut left = data.len();
-        while left > 0 {
-            let offset = (at % PAGE_SIZE) as usize;
-            let n = left.min(PAGE_SIZE as usize - offset);
-            if let Some(page) = self.0.memory.page_index(at) {
-                self.0.code().written(page, offset, n);
-            }
-            at += n as u64;
-            left -= n;
-        }
-        Ok(())
+        self.0.write_bytes(address, data).map_err(|_| DmaError { address, length: data.len() as u64 })
     }
 }
 

@@ -53,8 +53,8 @@ impl Guest {
     /// Run `code` (which must end in an undefined instruction) from `start` on `data`.
     pub fn run(&mut self, code: &[u8], start: &State, data: &mut [u8]) -> Outcome {
         let cpu = &mut self.cpu;
-        _ = cpu.shared.memory.write_bytes(place::TEST, code);
-        _ = cpu.shared.memory.write_bytes(place::DATA, data);
+        _ = cpu.shared.write_bytes(place::TEST, code);
+        _ = cpu.shared.write_bytes(place::DATA, data);
         let s = &mut cpu.state;
         s.regs[..16].copy_from_slice(&start.regs);
         s.set_rip(place::TEST);
