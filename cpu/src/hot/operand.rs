@@ -202,18 +202,7 @@ pub fn quick_condition<const CC: u8>(cpu: &Cpu) -> Option<bool> {
     let lazy = &cpu.state.lazy;
     let kind = lazy.kind & !3;
     let positive = if kind == FlagKind::EXPLICIT {
-        let f = cpu.state.explicit_flags();
-        let bit = |n: u32| f >> n & 1 != 0;
-        match CC >> 1 {
-            0 => bit(11),
-            1 => bit(0),
-            2 => bit(6),
-            3 => bit(0) || bit(6),
-            4 => bit(7),
-            5 => bit(2),
-            6 => bit(7) != bit(11),
-            _ => bit(6) || bit(7) != bit(11),
-        }
+        condition_in(cpu.state.explicit_flags(), CC)
     } else {
         let shift = 64 - (8u32 << (lazy.kind & 3));
         let signed = |x: u64| (x << shift) as i64;
@@ -237,8 +226,13 @@ pub fn quick_condition<const CC: u8>(cpu: &Cpu) -> Option<bool> {
 /// The positive sense of condition `cc` (its low bit ignored), from RFLAGS.
 #[inline(never)]
 pub fn general_condition(cpu: &Cpu, cc: u8) -> bool {
-    let f = cpu.state.rflags();
-    let bit = |n: u32| f >> n & 1 != 0;
+    condition_in(cpu.state.rflags(), cc)
+}
+
+/// The positive sense of condition `cc` (its low bit ignored) in a value of RFLAGS.
+#[inline(always)]
+fn condition_in(rflags: u64, cc: u8) -> bool {
+    let bit = |n: u32| rflags >> n & 1 != 0;
     match cc >> 1 & 7 {
         0 => bit(11),
         1 => bit(0),
