@@ -65,9 +65,10 @@ pub struct CodeCache {
     graveyard: Vec<NonNull<Block>>,
     /// Grows when blocks are freed: a jump cache of an older generation must be cleared before its next use.
     pub generation: u64,
-    /// Physical pages that became code since a processor last looked (`forbid_writes` in every TLB is owed).
-    /// Grows by one for each new code page; see `Cpu::sync_code`.
-    pub new_code_pages: Vec<u64>,
+    /// The latest physical pages that became code (`forbid_writes` in every TLB is owed); see `Cpu::sync_code`.
+    new_code_pages: Vec<u64>,
+    /// How many such pages came before those in `new_code_pages`.
+    forgotten_code_pages: u64,
     live: usize,
     /// A block that runs without being in the cache, and the pages it was decoded from.
     transient: Option<(NonNull<Block>, usize, usize)>,
@@ -75,6 +76,8 @@ pub struct CodeCache {
 
 /// Blocks kept before the cache is emptied.
 const MAX_LIVE: usize = 1 << 18;
+/// New code pages remembered for processors that have yet to hear of them.
+const MAX_LOG: usize = 4096;
 /// Dead blocks kept before they are freed.
 const MAX_DEAD: usize = 256;
 
@@ -85,6 +88,7 @@ impl CodeCache {
             graveyard: Vec::new(),
             generation: 0,
             new_code_pages: Vec::new(),
+            forgotten_code_pages: 0,
             live: 0,
             transient: None,
         }
@@ -109,6 +113,17 @@ impl CodeCache {
         matches!(self.pages.get(index), Some(Some(p)) if p.lines != 0)
     }
 
+    /// New code pages so far, for [`CodeCache::code_pages_since`].
+    pub fn code_pages_logged(&self) -> u64 {
+        self.forgotten_code_pages + self.new_code_pages.len() as u64
+    }
+
+    /// The pages that became code after the first `seen` of them; `None`: some of those are forgotten, suspect every page.
+    pub fn code_pages_since(&self, seen: u64) -> Option<&[u64]> {
+        let known = seen.checked_sub(self.forgotten_code_pages)?;
+        self.new_code_pages.get(usize::try_from(known).ok()?..)
+    }
+
     /// Add a block; returns it in place. `index`: page of its first byte, `second`: of its last if that differs.
     pub fn insert(&mut self, index: usize, second: Option<usize>, mode: Mode, block: Block) -> &Block {
         let offset = (block.physical & 0xfff) as u16;
@@ -121,7 +136,9 @@ impl CodeCache {
         if let (Some(second), Some(page)) = (second, block.second_page) {
             self.mark(second, page, 0, bytes - first_bytes);
             if let Some(p) = &mut self.pages[second] {
-                p.crossed_from.push(index);
+                if !p.crossed_from.contains(&index) {
+                    p.crossed_from.push(index);
+                }
             }
         }
         let pointer = NonNull::from(Box::leak(Box::new(block)));
@@ -156,6 +173,10 @@ impl CodeCache {
     fn mark(&mut self, index: usize, physical: u64, offset: u32, bytes: u32) {
         let page = self.pages[index].get_or_insert_default();
         if page.lines == 0 {
+            if self.new_code_pages.len() == MAX_LOG {
+                self.forgotten_code_pages += MAX_LOG as u64;
+                self.new_code_pages.clear();
+            }
             self.new_code_pages.push(physical);
         }
         for line in offset / 64..=(offset + bytes.max(1) - 1) / 64 {

@@ -90,7 +90,6 @@ pub struct Counters {
     pub tlb_misses: u64,
     pub blocks_decoded: u64,
     pub blocks_invalidated: u64,
-    pub block_lookups: u64,
     pub jump_cache_misses: u64,
     pub interrupts: u64,
     pub exceptions: u64,
@@ -145,8 +144,8 @@ pub struct Cpu {
     pub(crate) general_once: bool,
     /// How the last chain ended.
     pub(crate) outcome: Exec,
-    /// How many of `CodeCache::new_code_pages` this processor's TLB has heard of.
-    pub(crate) seen_code_pages: usize,
+    /// How many new code pages this processor's TLB has heard of.
+    pub(crate) seen_code_pages: u64,
     pub counters: Counters,
     pub apic: LocalApic,
     /// Other processors run on this thread: a spinning one should give up its turn.

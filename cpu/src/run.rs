@@ -3,8 +3,9 @@
 use undervisor_mmu::Bus;
 
 use crate::boundary::Boundary;
-use crate::cache::MAX_BLOCK;
+use crate::cache::{Block, MAX_BLOCK};
 use crate::cpu::{Cpu, Exec, Stop};
+use crate::decode::Mode;
 use crate::dispatch;
 use crate::op::OpRef;
 
@@ -19,6 +20,21 @@ pub enum RunExit {
     Shutdown,
     /// Someone asked with `attention::STOP`.
     Stopped,
+}
+
+/// What the run loop needs of a block in the cache.
+struct Kept {
+    entry: OpRef,
+    /// Instructions.
+    count: usize,
+    /// Its one instruction runs into the next page.
+    crosses: bool,
+}
+
+impl Kept {
+    fn of(block: &Block) -> Kept {
+        Kept { entry: block.entry(), count: block.count as usize, crosses: block.second_page.is_some() }
+    }
 }
 
 /// Events delivered in a row, with no instruction in between, before they cost virtual time.
@@ -110,15 +126,18 @@ impl Cpu {
     }
 
     /// Run from RIP until an instruction does not complete, and say why, instead of delivering an event; or until about `most`
-    /// blocks have run. Blocks are decoded afresh. For conformance tests.
+    /// chains have run. For conformance tests.
     pub fn run_undelivered(&mut self, bus: &mut dyn Bus, most: usize) -> Exec {
         self.with_bus(bus, |cpu| {
             cpu.sync_code();
             for _ in 0..most {
                 cpu.set_limit(cpu.now() + 2 * MAX_BLOCK as u64);
-                let result = cpu.step_block(MAX_BLOCK - 1);
+                // As in `run_until`: an instruction in its general form is a block of its own.
+                let result = cpu.step_block(if cpu.general_once { 1 } else { MAX_BLOCK });
                 cpu.current = std::ptr::null();
                 cpu.restore_patched();
+                cpu.shared.code().collect();
+                cpu.sync_code();
                 if result != Err(Stop::Again) {
                     result?;
                 }
@@ -134,7 +153,9 @@ impl Cpu {
         self.budget = limit.saturating_sub(now) as i64 - MAX_BLOCK as i64;
     }
 
-    /// Find or decode the block at RIP and run from it: a chain if the budget allows, else that block alone.
+    /// Find or decode the block at RIP and run from it: a chain if the budget allows, a block that has at most `most` instructions, or
+    /// else the one instruction. That has a block of its own, which is kept too: shadows, single steps and the last instructions
+    /// before a limit come back to the same places; the budget is below zero once it has retired, so that nothing chains on.
     fn step_block(&mut self, most: usize) -> Exec {
         let rip = self.state.rip();
         if most == MAX_BLOCK
@@ -148,73 +169,52 @@ impl Cpu {
         if self.code_room(rip) == 0 || (self.mode.is64() && !self.canonical(rip)) {
             return Err(self.gp(0));
         }
-        let linear = self.linear_ip(rip);
-        let physical = self.translate_fetch(linear)?;
-        let index = self.shared.memory.page_index(physical);
-        if let Some(index) = index.filter(|_| !self.general_once) {
-            let shared = self.shared.clone();
-            let found = shared.code().find(index, (physical & 0xfff) as u16, self.mode);
-            let usable = match found {
-                Some(block) => self.usable(block, rip)?,
-                None => false,
-            };
-            let block = if usable {
-                found
-            } else if most == MAX_BLOCK {
-                let block = self.decode(physical, MAX_BLOCK)?;
-                let second = block.second_page.and_then(|p| self.shared.memory.page_index(p));
-                if block.second_page.is_some() && second.is_none() {
-                    // Runs into MMIO space: use it once.
-                    return self.chain_once(block, Some(index));
-                }
-                let block = shared.code().insert(index, second, self.mode, block);
-                self.sync_code();
-                Some(block)
-            } else {
-                None
-            };
-            if let Some(block) = block
-                && block.count as usize <= most
-            {
-                let op = block.entry();
-                if block.second_page.is_none() && self.mode.has(crate::decode::Mode::FLAT_CS) && most == MAX_BLOCK {
-                    self.jumps.insert(rip, self.fetch_tag, op);
-                }
-                return self.chain(op);
-            }
+        let physical = self.translate_fetch(self.linear_ip(rip))?;
+        let page = self.shared.memory.page_index(physical);
+        let Some(index) = page.filter(|_| !self.general_once) else {
+            let block = self.decode(physical, most)?;
+            return self.chain_once(block, page);
+        };
+        if let Some(kept) = self.find_kept(physical, index, self.mode)?
+            && kept.count <= most
+        {
+            return self.chain_kept(kept, most);
         }
-        if let Some(index) = index.filter(|_| !self.general_once) {
-            return self.step_one(physical, index);
+        let (key, most) = if most == MAX_BLOCK { (self.mode, most) } else { (Mode(self.mode.0 | Mode::ONE), 1) };
+        if key != self.mode
+            && let Some(kept) = self.find_kept(physical, index, key)?
+        {
+            return self.chain_kept(kept, most);
         }
         let block = self.decode(physical, most)?;
-        self.chain_once(block, index)
+        let second = block.second_page.map(|p| self.shared.memory.page_index(p));
+        if second == Some(None) {
+            // Runs into MMIO space: use it once.
+            return self.chain_once(block, page);
+        }
+        let shared = self.shared.clone();
+        let kept = Kept::of(shared.code().insert(index, second.flatten(), key, block));
+        self.sync_code();
+        self.chain_kept(kept, most)
     }
 
-    /// Run the one instruction at RIP from a block of its own, which is kept: shadows, single steps and the last instructions before
-    /// a limit come back to the same places. The budget is below zero once it has retired, so that nothing chains on.
-    fn step_one(&mut self, physical: u64, index: usize) -> Exec {
-        let rip = self.state.rip();
+    /// The block that the cache holds for this place and mode, if it may be entered now.
+    fn find_kept(&mut self, physical: u64, index: usize, key: Mode) -> Exec<Option<Kept>> {
         let shared = self.shared.clone();
-        let mode = crate::decode::Mode(self.mode.0 | crate::decode::Mode::ONE);
-        let found = shared.code().find(index, (physical & 0xfff) as u16, mode);
-        if let Some(block) = found
-            && self.usable(block, rip)?
-        {
-            return self.chain(block.entry());
+        let Some(block) = shared.code().find(index, (physical & 0xfff) as u16, key) else { return Ok(None) };
+        Ok(self.usable(block, self.state.rip())?.then(|| Kept::of(block)))
+    }
+
+    fn chain_kept(&mut self, kept: Kept, most: usize) -> Exec {
+        if most == MAX_BLOCK && !kept.crosses && self.mode.has(Mode::FLAT_CS) {
+            self.jumps.insert(self.state.rip(), self.fetch_tag, kept.entry);
         }
-        let block = self.decode(physical, 1)?;
-        let second = block.second_page.and_then(|p| self.shared.memory.page_index(p));
-        if block.second_page.is_some() && second.is_none() {
-            return self.chain_once(block, Some(index));
-        }
-        let block = shared.code().insert(index, second, mode, block);
-        self.sync_code();
-        self.chain(block.entry())
+        self.chain(kept.entry)
     }
 
     /// Whether a cached block may be entered at `rip`: it must lie below the segment limit, and an instruction that crosses
     /// pages must still continue on the same physical page.
-    fn usable(&mut self, block: &crate::cache::Block, rip: u64) -> Exec<bool> {
+    fn usable(&mut self, block: &Block, rip: u64) -> Exec<bool> {
         if self.code_room(rip) < block.bytes as u64 {
             return Ok(false);
         }
@@ -222,12 +222,11 @@ impl Cpu {
             return Ok(true);
         };
         let next = self.linear_ip((rip | 0xfff).wrapping_add(1));
-        let next = if self.mode.is64() { (rip | 0xfff).wrapping_add(1) } else { next };
         Ok(self.translate_fetch(next)? & !0xfff == second)
     }
 
     /// Run a block that is not in the cache. `index`: its page, if it lies in RAM.
-    fn chain_once(&mut self, block: crate::cache::Block, index: Option<usize>) -> Exec {
+    fn chain_once(&mut self, block: Block, index: Option<usize>) -> Exec {
         let shared = self.shared.clone();
         if let Some(index) = index {
             let second = block.second_page.and_then(|p| shared.memory.page_index(p));
@@ -251,10 +250,11 @@ impl Cpu {
     fn sync_code(&mut self) {
         let shared = self.shared.clone();
         let code = shared.code();
-        while self.seen_code_pages < code.new_code_pages.len() {
-            self.tlb.forbid_writes(code.new_code_pages[self.seen_code_pages]);
-            self.seen_code_pages += 1;
+        match code.code_pages_since(self.seen_code_pages) {
+            Some(pages) => pages.iter().for_each(|&page| self.tlb.forbid_writes(page)),
+            None => self.tlb.clear(),
         }
+        self.seen_code_pages = code.code_pages_logged();
         if self.jumps.generation != code.generation {
             self.jumps.clear();
             self.jumps.generation = code.generation;
