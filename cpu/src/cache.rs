@@ -135,10 +135,10 @@ impl CodeCache {
         self.mark(index, physical & !0xfff, offset as u32, first_bytes);
         if let (Some(second), Some(page)) = (second, block.second_page) {
             self.mark(second, page, 0, bytes - first_bytes);
-            if let Some(p) = &mut self.pages[second] {
-                if !p.crossed_from.contains(&index) {
-                    p.crossed_from.push(index);
-                }
+            if let Some(p) = &mut self.pages[second]
+                && !p.crossed_from.contains(&index)
+            {
+                p.crossed_from.push(index);
             }
         }
         let pointer = NonNull::from(Box::leak(Box::new(block)));

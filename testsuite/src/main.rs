@@ -1,7 +1,7 @@
 //! The command `undervisor-testsuite`.
 
 use clap::{Parser, Subcommand};
-use undervisor_testsuite::oracle;
+use undervisor_testsuite::{bench, oracle};
 
 /// Conformance tests and benchmarks of undervisor.
 #[derive(Parser)]
@@ -15,10 +15,13 @@ struct Options {
 enum Command {
     /// Random user-mode instructions on the host's processor and in undervisor: both must agree (x86-64 Linux only)
     Oracle(oracle::Options),
+    /// Speed, against other emulators
+    Bench(bench::Options),
 }
 
 fn main() -> std::process::ExitCode {
     match Options::parse().command {
         Command::Oracle(options) => oracle::run(&options),
+        Command::Bench(options) => bench::run(&options),
     }
 }

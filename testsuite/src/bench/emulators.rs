@@ -58,7 +58,7 @@ impl Emulator for Undervisor {
                 image: Image::read(&files.kernel).map_err(|e| e.to_string())?,
                 command_line: COMMAND_LINE.into(),
                 initrd: Some(Image::new("initramfs", files.initrd.clone())),
-                modules: Vec::new(),
+                ..Kernel::default()
             }),
         };
         let mut machine = config.build().map_err(|e| e.to_string())?;
@@ -152,7 +152,20 @@ impl Emulator for Qemu {
         let scratch = Scratch::new("qemu")?;
         let serial = scratch.0.join("serial");
         let mut command = Command::new("qemu-system-x86_64");
-        command.args(["-accel", "tcg", "-cpu", "max", "-m", "512", "-display", "none", "-no-reboot", "-monitor", "none", "-serial"]);
+        command.args([
+            "-accel",
+            "tcg",
+            "-cpu",
+            "max",
+            "-m",
+            "512",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-monitor",
+            "none",
+            "-serial",
+        ]);
         command.arg(format!("file:{}", serial.display()));
         match guest {
             Guest::BootSector(sector) => {
@@ -164,7 +177,8 @@ impl Emulator for Qemu {
                 command.arg("-kernel").arg(&files.kernel).arg("-initrd").arg(initrd).args(["-append", COMMAND_LINE]);
             }
         }
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(|e| e.to_string())?;
+        let child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(|e| e.to_string())?;
         follow(child, &serial, limit)
     }
 }
@@ -200,7 +214,18 @@ impl Bochs {
         fs::write(root.join("isolinux.cfg"), menu).map_err(|e| e.to_string())?;
         let iso = scratch.0.join("cd.iso");
         let status = Command::new("genisoimage")
-            .args(["-quiet", "-b", "isolinux.bin", "-c", "boot.cat", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table", "-o"])
+            .args([
+                "-quiet",
+                "-b",
+                "isolinux.bin",
+                "-c",
+                "boot.cat",
+                "-no-emul-boot",
+                "-boot-load-size",
+                "4",
+                "-boot-info-table",
+                "-o",
+            ])
             .arg(&iso)
             .arg(&root)
             .status()
@@ -234,6 +259,7 @@ impl Emulator for Bochs {
         };
         let config = format!(
             "config_interface: textconfig\ndisplay_library: term\nmegs: 512\nromimage: file={}\nvgaromimage: file={}\n\
+             plugin_ctrl: unmapped=1, biosdev=1, speaker=0, extfpuirq=1, parallel=0, serial=1, iodebug=0\n\
              cpu: model=corei7_skylake_x, ips=100000000\nclock: sync=none\ncom1: enabled=1, mode=file, dev={}\nlog: {}\n{boot}",
             Self::BIOS,
             Self::VGA_BIOS,
@@ -241,10 +267,12 @@ impl Emulator for Bochs {
             scratch.0.join("log").display()
         );
         let rc = scratch.file("bochsrc", config.as_bytes())?;
+        // Debian's Bochs has its debugger built in, and waits for a command.
+        let commands = scratch.file("commands", b"c\n")?;
         // Bochs draws on a terminal: give it one.
         let child = Command::new("script")
             .args(["-qfec"])
-            .arg(format!("exec bochs -q -f {}", rc.display()))
+            .arg(format!("exec bochs -q -f {} -rc {}", rc.display(), commands.display()))
             .arg("/dev/null")
             .env("TERM", "vt100")
             .stdin(Stdio::piped())

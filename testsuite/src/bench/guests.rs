@@ -5,6 +5,10 @@ use iced_x86::code_asm::*;
 /// Where the BIOS loads a boot sector.
 const ORIGIN: u64 = 0x7c00;
 
+/// The descriptor table and, after it, the register image that LGDT loads: the last 30 bytes before the signature.
+const GDT: u64 = ORIGIN + 480;
+const GDTR: u64 = GDT + 24;
+
 type Body = fn(&mut CodeAssembler) -> Result<(), IcedError>;
 
 /// Name and boot sector of every loop.
@@ -105,6 +109,7 @@ fn build(name: &str, body: Body) -> Result<Vec<u8>, IcedError> {
         a.jmp(halt)?;
         // Print the string at RSI on COM1, waiting for the transmitter.
         a.set_label(&mut say)?;
+        a.cld()?;
         let mut next = a.create_label();
         let mut wait = a.create_label();
         let mut done = a.create_label();
@@ -132,8 +137,6 @@ fn build(name: &str, body: Body) -> Result<Vec<u8>, IcedError> {
     };
     let real = |long_entry: u64| -> Result<Vec<u8>, IcedError> {
         let mut a = CodeAssembler::new(16)?;
-        let mut gdt = a.create_label();
-        let mut gdtr = a.create_label();
         a.cli()?;
         a.xor(ax, ax)?;
         a.mov(ds, ax)?;
@@ -144,8 +147,10 @@ fn build(name: &str, body: Body) -> Result<Vec<u8>, IcedError> {
         a.mov(di, 0x1000)?;
         a.mov(cx, 0x1800)?;
         a.rep().stosw()?;
-        a.mov(word_ptr(0x1000), 0x2003)?;
-        a.mov(word_ptr(0x2000), 0x3003)?;
+        a.mov(di, 0x1000)?;
+        a.mov(word_ptr(di), 0x2003)?;
+        a.mov(di, 0x2000)?;
+        a.mov(word_ptr(di), 0x3003)?;
         a.mov(di, 0x3000)?;
         a.mov(eax, 0x83)?;
         a.mov(cx, 8)?;
@@ -163,26 +168,38 @@ fn build(name: &str, body: Body) -> Result<Vec<u8>, IcedError> {
         a.rdmsr()?;
         a.or(ah, 1)?;
         a.wrmsr()?;
-        a.lgdt(dword_ptr(gdtr))?;
+        // LGDT with a 16-bit absolute address.
+        a.db(&[0x0f, 0x01, 0x16, GDTR as u8, (GDTR >> 8) as u8])?;
         a.mov(eax, cr0)?;
         a.or(eax, 0x8000_0001u32)?;
         a.mov(cr0, eax)?;
         a.db(&[0xea, long_entry as u8, (long_entry >> 8) as u8, 0x08, 0])?;
-        a.set_label(&mut gdt)?;
-        a.dq(&[0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff])?;
-        a.set_label(&mut gdtr)?;
-        a.dw(&[23])?;
-        let at_gdtr = a.assemble(ORIGIN)?.len() as u64 - 2;
-        // The table lies just before the register image.
-        a.dd(&[(ORIGIN + at_gdtr - 24) as u32])?;
         a.assemble(ORIGIN)
     };
     let size = real(ORIGIN)?.len() as u64;
     let entry = ORIGIN + size;
     let mut sector = real(entry)?;
     sector.extend(long(entry)?);
-    assert!(sector.len() <= 510, "{name}: {} bytes do not fit a boot sector", sector.len());
-    sector.resize(510, 0);
+    let tables = (GDT - ORIGIN) as usize;
+    assert!(sector.len() <= tables, "{name}: {} bytes do not fit a boot sector", sector.len());
+    sector.resize(tables, 0);
+    for descriptor in [0u64, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff] {
+        sector.extend(descriptor.to_le_bytes());
+    }
+    sector.extend(23u16.to_le_bytes());
+    sector.extend((GDT as u32).to_le_bytes());
     sector.extend([0x55, 0xaa]);
     Ok(sector)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_loop_fits_a_boot_sector() {
+        for (name, sector) in all() {
+            assert_eq!((sector.len(), &sector[510..]), (512, &[0x55, 0xaa][..]), "{name}");
+        }
+    }
 }

@@ -55,7 +55,23 @@ pub fn files(kernel: &Path, busybox: &Path, wanted: impl Fn(&str) -> bool) -> Re
 
 /// Text-like bytes: words drawn from a small vocabulary by a fixed generator.
 fn text(bytes: usize) -> Vec<u8> {
-    let words = ["processor", "guest", "the", "of", "a", "interrupt", "page", "table", "entry", "is", "in", "host", "memory", "exit", "to"];
+    let words = [
+        "processor",
+        "guest",
+        "the",
+        "of",
+        "a",
+        "interrupt",
+        "page",
+        "table",
+        "entry",
+        "is",
+        "in",
+        "host",
+        "memory",
+        "exit",
+        "to",
+    ];
     let mut state = 0x2545_f491u32;
     let mut out = Vec::with_capacity(bytes + 16);
     while out.len() < bytes {

@@ -116,7 +116,8 @@ pub fn run(options: &Options) -> ExitCode {
 
 fn compare(options: &Compare) -> Result<(), Box<dyn std::error::Error>> {
     let wanted = |name: &str| options.only.as_deref().is_none_or(|o| name.contains(o));
-    let mut guests: Vec<Guest> = guests::all().into_iter().filter(|(n, _)| wanted(n)).map(|(_, g)| Guest::BootSector(g)).collect();
+    let mut guests: Vec<Guest> =
+        guests::all().into_iter().filter(|(n, _)| wanted(n)).map(|(_, g)| Guest::BootSector(g)).collect();
     let linux_wanted = linux::WORKLOADS.iter().any(|w| wanted(w));
     match &options.kernel {
         Some(kernel) if linux_wanted => guests.push(Guest::Linux(linux::files(kernel, &options.busybox, wanted)?)),
