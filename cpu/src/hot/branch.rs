@@ -51,7 +51,7 @@ pub fn call<T: Int, const L: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
 #[cold]
 #[inline(never)]
 fn call_slow<T: Int, const L: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
-    cpu.current = &*op;
+    cpu.begin(op);
     let back = return_address::<L>(cpu, op);
     match push::<T, Slow>(cpu, back) {
         Ok(()) => {
@@ -87,7 +87,7 @@ pub fn indirect<I: Indirect>(cpu: &mut Cpu, op: OpRef) -> Flow {
 #[cold]
 #[inline(never)]
 fn indirect_slow<I: Indirect>(cpu: &mut Cpu, op: OpRef) -> Flow {
-    cpu.current = &*op;
+    cpu.begin(op);
     match I::target::<Slow>(cpu, op) {
         Ok(target) => {
             cpu.current = std::ptr::null();
@@ -160,7 +160,7 @@ impl<O: Alu, T: Int, X: Source, Y: Source> CompareBranch<O, T, X, Y> {
     #[cold]
     #[inline(never)]
     fn slow<const CC: u8, const L: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
-        cpu.current = &*op;
+        cpu.begin(op);
         match Self::compare::<Slow>(cpu, op) {
             Ok((a, b)) => {
                 cpu.current = std::ptr::null();

@@ -38,9 +38,7 @@ pub fn hot<H: Hot>(cpu: &mut Cpu, op: OpRef) -> Flow {
 #[cold]
 #[inline(never)]
 fn hot_slow<H: Hot>(cpu: &mut Cpu, op: OpRef) -> Flow {
-    cpu.current = &*op;
-    cpu.current_slow = std::ptr::null();
-    cpu.instruction_rip = along(cpu.mode, cpu.state.rip().wrapping_add(op.offset as u64));
+    cpu.begin(op);
     match H::run::<Slow>(cpu, op) {
         Ok(()) => {
             cpu.current = std::ptr::null();
@@ -166,6 +164,18 @@ pub fn branch_indirect(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 impl Cpu {
+    /// The slow way of a hot op begins: whatever its accesses lead to (a fault, a VM exit) must find the instruction. (An op without
+    /// a length is a step of a general-form instruction, which has said so already.)
+    #[inline]
+    pub(crate) fn begin(&mut self, op: OpRef) {
+        if op.length == 0 {
+            return;
+        }
+        self.current = &*op;
+        self.current_slow = std::ptr::null();
+        self.instruction_rip = along(self.mode, self.state.rip().wrapping_add(op.offset as u64));
+    }
+
     /// The instruction in flight, if it runs in its general form.
     #[allow(unsafe_code)]
     pub fn current_instruction(&self) -> Option<iced_x86::Instruction> {

@@ -88,7 +88,7 @@ fn full<O: Float, const BYTES: usize, const N: usize, const VEX: bool>(cpu: &mut
     let b = match read::<Fast, BYTES, N>(cpu, linear) {
         Ok(b) => b,
         Err(()) => {
-            cpu.current = &*op;
+            cpu.begin(op);
             let b = read::<Slow, BYTES, N>(cpu, linear);
             cpu.current = std::ptr::null();
             b?

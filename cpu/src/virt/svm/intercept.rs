@@ -39,7 +39,11 @@ impl Cpu {
             Intercept::Invd => self.svm_plain(reason::INVD),
             Intercept::Wbinvd | Intercept::Wbnoinvd => self.svm_plain(reason::WBINVD),
             Intercept::Invlpg(linear) => self.svm_with(reason::INVLPG, self.svm_assist(linear), 0),
-            Intercept::Invpcid { .. } => self.svm_plain(reason::INVPCID),
+            // EXITINFO1: linear address of the descriptor; EXITINFO2: the type, from its register.
+            Intercept::Invpcid { descriptor, register, .. } => {
+                let kind = self.state.gpr(register);
+                self.svm_with(reason::INVPCID, descriptor, kind)
+            }
             Intercept::Rdpmc => self.svm_plain(reason::RDPMC),
             Intercept::Rdtsc => self.svm_plain(reason::RDTSC),
             Intercept::Rdtscp => self.svm_plain(reason::RDTSCP),

@@ -212,6 +212,10 @@ fn instruction_intercepts() {
         (reason::EXCEPTION_0 + 6, 0, |a| a.ud2()),
         (reason::INVLPG, 0x5000, |a| a.invlpg(qword_ptr(0x5000))),
         (reason::INVLPGA, 0, |a| a.invlpga()),
+        (reason::INVPCID, 0x6000, |a| {
+            a.mov(ecx, 2)?;
+            a.invpcid(rcx, xmmword_ptr(0x6000))
+        }),
         (reason::XSETBV, 0, |a| {
             a.mov(eax, 1)?;
             a.xor(ecx, ecx)?;
@@ -268,8 +272,10 @@ fn instruction_intercepts() {
         }
         assert_eq!(r.run(), code, "{}", reason::name(code));
         assert_eq!(r.get(Field::EXITINFO1), info, "{} information", reason::name(code));
-        if code == reason::IOIO {
-            assert_eq!(r.get(Field::EXITINFO2), r.get(Field::NRIP));
+        match code {
+            reason::IOIO => assert_eq!(r.get(Field::EXITINFO2), r.get(Field::NRIP)),
+            reason::INVPCID => assert_eq!(r.get(Field::EXITINFO2), 2),
+            _ => {}
         }
         if code != reason::EXCEPTION_0 + 6 {
             assert!(r.get(Field::NRIP) > r.get(Field::RIP), "{} nRIP", reason::name(code));
@@ -469,6 +475,60 @@ fn vmload_and_vmsave_move_what_vmrun_does_not() {
     assert_eq!(r.cpu.state.segment(SegReg::Fs).base, 0x0000_9000_0000_0000);
     assert_eq!(r.cpu.state.msrs.lstar, 0x5678);
     assert_eq!(r.cpu.state.msrs.kernel_gs_base, 0x1234);
+}
+
+/// What leaves a hot handler by its memory access leaves at its own instruction, wherever in the block that is.
+#[test]
+fn a_hot_instruction_exits_at_its_own_address() {
+    type Guest = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+    const AWAY: u64 = 0x4000_0000;
+    let rows: &[(&str, Guest)] = &[
+        ("CALL rel", |a| {
+            let mut l = a.create_label();
+            a.call(l)?;
+            a.set_label(&mut l)?;
+            a.nop()
+        }),
+        ("CALL [m]", |a| a.call(qword_ptr(rbx))),
+        ("CALL r", |a| a.call(rax)),
+        ("JMP [m]", |a| a.jmp(qword_ptr(rbx))),
+        ("RET", |a| a.ret()),
+        ("CMP and Jcc", |a| {
+            let mut l = a.create_label();
+            a.cmp(qword_ptr(rbx), rax)?;
+            a.je(l)?;
+            a.set_label(&mut l)?;
+            a.nop()
+        }),
+        ("ADDPS", |a| a.addps(xmm0, xmmword_ptr(rbx))),
+        ("PADDD", |a| a.paddd(xmm0, xmmword_ptr(rbx))),
+        ("MOV", |a| a.mov(qword_ptr(rbx), rax)),
+        ("PUSH", |a| a.push(rax)),
+    ];
+    for &(name, guest) in rows {
+        for nested in [false, true] {
+            let mut r = Rig::new(|a| {
+                a.mov(rsp, AWAY + 0x800)?;
+                a.mov(rbx, AWAY)?;
+                a.nop()?;
+                guest(a)
+            });
+            let mut code = CodeAssembler::new(64).expect("an assembler");
+            code.mov(rsp, AWAY + 0x800).and_then(|()| code.mov(rbx, AWAY)).and_then(|()| code.nop()).expect("code");
+            let before = code.assemble(GUEST).expect("code").len() as u64;
+            if nested {
+                r.nested();
+                // Linear 1 GiB is physical 1 GiB, of which nested paging knows nothing.
+                r.cpu.shared.memory.write::<u64>(TABLES + 0x1008, AWAY | 0xe7).expect("RAM");
+            }
+            r.put(Field::CR4, (Cr4::PAE | Cr4::OSFXSR).bits());
+            r.intercept(reason::EXCEPTION_0 + 14);
+            let code = if nested { reason::NPF } else { reason::EXCEPTION_0 + 14 };
+            assert_eq!(r.run(), code, "{name}");
+            assert_eq!(r.get(Field::RIP), GUEST + before, "{name}, nested: {nested}");
+            assert_eq!(r.get(Field::EXITINFO2) & !0xfff, AWAY, "{name}, nested: {nested}");
+        }
+    }
 }
 
 proptest! {
