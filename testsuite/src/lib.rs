@@ -2,4 +2,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod bench;
+pub mod cpio;
+pub mod images;
 pub mod oracle;
+pub mod serial;

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::cpio::Archive;
+
 /// Names as the markers carry them. `boot` ends at the start of the script.
 pub const WORKLOADS: [&str; 8] = ["boot", "sha256", "gzip", "awk", "dd", "syscalls", "page-faults", "fork-exec"];
 
@@ -37,24 +39,15 @@ pub fn files(kernel: &Path, busybox: &Path, wanted: impl Fn(&str) -> bool) -> Re
         init += &format!("echo '@S {name}'\n{}\necho '@E {name}'\n", script(name));
     }
     init += "echo '@DONE'\npoweroff -f\n";
-    let mut archive = Archive::default();
-    for dir in ["bin", "dev", "proc", "sys", "tmp"] {
-        archive.entry(dir, 0o040_755, &[], (0, 0));
-    }
-    archive.entry("bin/busybox", 0o100_755, &busybox, (0, 0));
-    for applet in ["sh", "dd", "sha256sum", "gzip", "awk", "rm", "true", "poweroff", "echo"] {
-        archive.entry(&format!("bin/{applet}"), 0o120_777, b"busybox", (0, 0));
-    }
-    archive.entry("dev/console", 0o020_600, &[], (5, 1));
-    archive.entry("dev/null", 0o020_666, &[], (1, 3));
-    archive.entry("dev/zero", 0o020_666, &[], (1, 5));
+    let applets = ["sh", "dd", "sha256sum", "gzip", "awk", "rm", "true", "poweroff", "echo"];
+    let mut archive = Archive::busybox(&busybox, &applets);
     archive.entry("text", 0o100_644, &text(16 << 20), (0, 0));
     archive.entry("init", 0o100_755, init.as_bytes(), (0, 0));
     Ok(Files { kernel: kernel.to_path_buf(), initrd: archive.finish() })
 }
 
 /// Text-like bytes: words drawn from a small vocabulary by a fixed generator.
-fn text(bytes: usize) -> Vec<u8> {
+pub fn text(bytes: usize) -> Vec<u8> {
     let words = [
         "processor",
         "guest",
@@ -83,38 +76,4 @@ fn text(bytes: usize) -> Vec<u8> {
     }
     out.truncate(bytes);
     out
-}
-
-/// A cpio archive in the "newc" format that Linux unpacks.
-#[derive(Default)]
-struct Archive {
-    bytes: Vec<u8>,
-    inode: u32,
-}
-
-impl Archive {
-    fn entry(&mut self, name: &str, mode: u32, data: &[u8], device: (u32, u32)) {
-        self.inode += 1;
-        let fields = [self.inode, mode, 0, 0, 1, 0, data.len() as u32, 0, 0, device.0, device.1, name.len() as u32 + 1, 0];
-        self.bytes.extend_from_slice(b"070701");
-        for f in fields {
-            self.bytes.extend_from_slice(format!("{f:08x}").as_bytes());
-        }
-        self.bytes.extend_from_slice(name.as_bytes());
-        self.bytes.push(0);
-        self.pad();
-        self.bytes.extend_from_slice(data);
-        self.pad();
-    }
-
-    fn pad(&mut self) {
-        while !self.bytes.len().is_multiple_of(4) {
-            self.bytes.push(0);
-        }
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        self.entry("TRAILER!!!", 0, &[], (0, 0));
-        self.bytes
-    }
 }
