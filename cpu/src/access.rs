@@ -274,6 +274,9 @@ impl Cpu {
                 if self.shared.code().written(page, (linear & 0xfff) as usize, data.len()) {
                     self.counters.blocks_invalidated += 1;
                 }
+                if self.debugger.watching {
+                    self.debug_stored(page, linear & 0xfff, data.len() as u64);
+                }
             }
             Reached::Mmio(physical) => self.mmio_out(physical, data)?,
         }

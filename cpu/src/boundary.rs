@@ -3,7 +3,7 @@
 //!
 //! None of it is looked at while `Cpu::attention` is zero.
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction};
 use undervisor_core::{Activity, Dr6, Event, EventKind, Exception, Rflags, Vector};
 
 use crate::cpu::{Cpu, Exec, Stop, attention};
@@ -86,6 +86,10 @@ impl Cpu {
 
     /// Look at everything that `attention` may stand for, in priority order.
     pub(crate) fn attend_now(&mut self) -> Boundary {
+        if self.attention & attention::DEBUGGER != 0 {
+            self.attention &= !attention::DEBUGGER;
+            return Boundary::Leave(RunExit::Debugger);
+        }
         if self.attention & attention::STOP != 0 {
             self.attention &= !attention::STOP;
             return Boundary::Leave(RunExit::Stopped);
@@ -335,12 +339,21 @@ impl Cpu {
         }
     }
 
-    /// If the instruction at RIP is a branch: the offset of the one after it.
-    fn branch_ahead(&mut self) -> Option<u64> {
-        let rip = self.state.rip();
+    /// Decode, for its shape only, what stands at an offset in CS.
+    fn instruction_at(&mut self, rip: u64) -> Instruction {
         let mut bytes = [0; 15];
         let count = self.peek_code(rip, &mut bytes);
-        let insn = Decoder::with_ip(self.mode.bits(), &bytes[..count], rip, DecoderOptions::NONE).decode();
+        Decoder::with_ip(self.mode.bits(), &bytes[..count], rip, DecoderOptions::NONE).decode()
+    }
+
+    /// Bytes of the instruction at an offset in CS.
+    pub(crate) fn instruction_length_at(&mut self, rip: u64) -> u64 {
+        self.instruction_at(rip).len() as u64
+    }
+
+    /// If the instruction at RIP is a branch: the offset of the one after it.
+    fn branch_ahead(&mut self) -> Option<u64> {
+        let insn = self.instruction_at(self.state.rip());
         let branch = !matches!(insn.flow_control(), FlowControl::Next | FlowControl::Exception | FlowControl::Interrupt);
         (branch && !insn.is_invalid()).then(|| crate::hot::wrap(self.mode, insn.next_ip()))
     }

@@ -45,6 +45,10 @@ impl Cpu {
             if self.shared.code().written(page, (linear & 0xfff) as usize, len) {
                 self.counters.blocks_invalidated += 1;
             }
+            if self.debugger.watching {
+                self.debug_access(linear, len as u64, true);
+                self.debug_stored(page, linear & 0xfff, len as u64);
+            }
         }
     }
 
@@ -70,6 +74,9 @@ impl Cpu {
                 // SAFETY: element i lies within both stretches; `copy` allows an element to overlap its copy.
                 unsafe { std::ptr::copy(source.add(i * size), destination.add(i * size), size) };
             }
+        }
+        if self.debugger.watching {
+            self.debug_access(from, len as u64, false);
         }
         self.bulk_stored(target, to, len);
         Ok(true)

@@ -80,6 +80,8 @@ pub mod attention {
     pub const VIRT: u32 = 1 << 5;
     /// A fault of a task just switched to is due.
     pub const FAULT: u32 = 1 << 6;
+    /// Something that an outside debugger waits for has happened.
+    pub const DEBUGGER: u32 = 1 << 7;
 }
 
 /// Counters that `--stats` prints.
@@ -161,6 +163,7 @@ pub struct Cpu {
     pub notes: crate::boundary::Notes,
     pub breakpoints: crate::debug::Breakpoints,
     pub monitor: crate::monitor::Monitor,
+    pub debugger: crate::debugger::Debugger,
     /// Processors in the computer, for CPUID's topology leaves.
     pub processors: u32,
     pub model: Rc<Model>,
@@ -208,6 +211,7 @@ impl Cpu {
             notes: Default::default(),
             breakpoints: Default::default(),
             monitor: Default::default(),
+            debugger: Default::default(),
             processors: 1,
             model,
             id,

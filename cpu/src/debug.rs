@@ -83,6 +83,9 @@ impl Cpu {
         if self.breakpoints.data && !access.fetch {
             self.check_data_breakpoints(linear, size as u64, access.write);
         }
+        if self.debugger.watching && !access.fetch {
+            self.debug_access(linear, size as u64, access.write);
+        }
     }
 
     #[cold]

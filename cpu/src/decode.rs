@@ -189,10 +189,20 @@ impl Cpu {
             }
         }
         let count = insns.len();
-        let live = live_flags(&insns);
+        // A debugger may stop before these and look at everything.
+        let planted = |insn: &Instruction| self.debugger.planted_at(offset + insn.ip() as usize & 0xfff);
+        let live = live_flags(&insns, planted);
+        let breaks: Vec<bool> = if self.debugger.code { insns.iter().map(planted).collect() } else { Vec::new() };
+        let breaks_at = |index: usize| breaks.get(index).is_some_and(|b| *b);
         let mut ended = false;
         for (index, insn) in insns.iter().enumerate() {
-            let cx = Context { live: live[index], next: insns.get(index + 1) };
+            if breaks_at(index) {
+                let mut op = Op::new(hot::break_here);
+                op.extra = (count - index) as u16;
+                b.push(op, insn, index);
+            }
+            let next = insns.get(index + 1).filter(|_| !breaks_at(index + 1));
+            let cx = Context { live: live[index], next };
             ended = self.plan(&mut b, insn, index, general, &cx);
         }
         if second_page.is_some() && at <= room {
@@ -249,8 +259,9 @@ impl Cpu {
 }
 
 /// For each instruction, the status flags that someone may look at after it: a later instruction, or a handler of a fault, exit
-/// or interrupt at a later point where one can happen. At the block's end: all.
-fn live_flags(insns: &[Instruction]) -> Vec<u64> {
+/// or interrupt at a later point where one can happen, or a debugger before an instruction that `looked_at` names. At the block's
+/// end: all.
+fn live_flags(insns: &[Instruction], looked_at: impl Fn(&Instruction) -> bool) -> Vec<u64> {
     const ALL: u64 = Rflags::STATUS.bits();
     let mut live = ALL;
     let mut out = vec![ALL; insns.len()];
@@ -267,6 +278,9 @@ fn live_flags(insns: &[Instruction]) -> Vec<u64> {
         // A shift by CL may leave the flags as they were.
         if silent && matches!(insn.op1_kind(), OpKind::Register) && insn.op1_register() == Register::CL {
             live |= status(insn.rflags_modified()) & out[i];
+        }
+        if looked_at(insn) {
+            live = ALL;
         }
     }
     out

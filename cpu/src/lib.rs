@@ -15,6 +15,7 @@ pub mod cache;
 pub mod cpu;
 pub mod cpuid;
 pub mod debug;
+pub mod debugger;
 pub mod decode;
 pub mod events;
 pub mod exec;

@@ -203,7 +203,7 @@ impl Cpu {
     /// Enter a translation in the TLB, unless the page must be reached through the slow path.
     #[inline]
     fn fill(&mut self, bank: usize, linear: u64, found: &Found) {
-        if !found.readable || self.watched_physical(found.physical) {
+        if !found.readable || self.watched_physical(found.physical) || self.debugger.watches_page(linear, found.physical) {
             return;
         }
         let Some(page) = self.shared.memory.page(found.physical) else {
@@ -212,6 +212,13 @@ impl Cpu {
         let code = self.shared.code().is_code(self.shared.memory.index_of(page.pointer));
         let write = found.writable && page.writable && !code;
         self.tlb.fill(bank, linear, self.space, found.physical, page.pointer, write);
+    }
+
+    /// Translation of an instruction fetch, if it is known without a walk.
+    pub(crate) fn known_fetch(&self, linear: u64) -> Option<u64> {
+        let user = usize::from(self.state.cpl == 3);
+        let e = &self.translations.fetches[user][(linear >> 12) as usize % FETCH_ENTRIES];
+        (e.tag == linear & PAGE_MASK | self.space).then_some(e.physical | linear & 0xfff)
     }
 
     /// Translate an instruction fetch.

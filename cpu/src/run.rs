@@ -4,7 +4,7 @@ use undervisor_mmu::Bus;
 
 use crate::boundary::Boundary;
 use crate::cache::{Block, MAX_BLOCK};
-use crate::cpu::{Cpu, Exec, Stop};
+use crate::cpu::{Cpu, Exec, Stop, attention};
 use crate::decode::Mode;
 use crate::dispatch;
 use crate::op::OpRef;
@@ -20,6 +20,8 @@ pub enum RunExit {
     Shutdown,
     /// Someone asked with `attention::STOP`.
     Stopped,
+    /// `Cpu::debugger` has stopped it and says why.
+    Debugger,
 }
 
 /// What the run loop needs of a block in the cache.
@@ -44,7 +46,7 @@ impl Cpu {
     /// Run until `limit` instructions have retired in all since reset, or there is something else to tell.
     /// Interrupts and timers are looked at first, and again whenever `attention` asks.
     pub fn run(&mut self, bus: &mut dyn Bus, limit: u64) -> RunExit {
-        self.with_bus(bus, |cpu| cpu.run_until(limit))
+        self.with_bus(bus, |cpu| if cpu.debugger.engaged() { cpu.run_debugged(limit) } else { cpu.run_until(limit) })
     }
 
     /// Execute one instruction in its general form: the reference that hot forms are tested against.
@@ -54,15 +56,20 @@ impl Cpu {
         self.run(bus, limit)
     }
 
-    fn run_until(&mut self, limit: u64) -> RunExit {
+    /// What may have happened since the last run.
+    pub(crate) fn catch_up(&mut self) {
         self.sync_code();
         self.poll_monitor();
+    }
+
+    pub(crate) fn run_until(&mut self, limit: u64) -> RunExit {
+        self.catch_up();
         self.set_limit(limit);
         let mut again = 0;
         loop {
             let now = self.now();
             if now >= limit {
-                return RunExit::Limit;
+                return self.at_limit();
             }
             self.poll_deadlines(now);
             let horizon = limit.min(self.next_deadline()).max(now + 1);
@@ -102,6 +109,14 @@ impl Cpu {
             let result = self.step_block(most);
             self.current = std::ptr::null();
             self.notes.repeating = result == Err(Stop::Again) && self.now() > now;
+            if self.notes.repeating {
+                self.debug_repeating();
+            }
+            if before.is_some() && result.is_ok() && self.now() == now && self.attention & attention::DEBUGGER != 0 {
+                // Stopped before the instruction: what is due after it stays due.
+                self.restore_patched();
+                return self.at_limit();
+            }
             if result == Err(Stop::Exception) {
                 let exception = self.exception;
                 self.deliver_exception(exception);
@@ -123,6 +138,14 @@ impl Cpu {
             self.shared.code().collect();
             self.sync_code();
         }
+    }
+
+    fn at_limit(&mut self) -> RunExit {
+        if self.attention & attention::DEBUGGER == 0 {
+            return RunExit::Limit;
+        }
+        self.attention &= !attention::DEBUGGER;
+        RunExit::Debugger
     }
 
     /// Run from RIP until an instruction does not complete, and say why, instead of delivering an event; or until about `most`
@@ -156,7 +179,7 @@ impl Cpu {
     /// Find or decode the block at RIP and run from it: a chain if the budget allows, a block that has at most `most` instructions, or
     /// else the one instruction. That has a block of its own, which is kept too: shadows, single steps and the last instructions
     /// before a limit come back to the same places; the budget is below zero once it has retired, so that nothing chains on.
-    fn step_block(&mut self, most: usize) -> Exec {
+    pub(crate) fn step_block(&mut self, most: usize) -> Exec {
         let rip = self.state.rip();
         if most == MAX_BLOCK
             && let Some(op) = self.jumps.find(rip, self.fetch_tag)
@@ -247,7 +270,7 @@ impl Cpu {
     }
 
     /// Catch up with what other processors or this one did to the op cache.
-    fn sync_code(&mut self) {
+    pub(crate) fn sync_code(&mut self) {
         let shared = self.shared.clone();
         let code = shared.code();
         match code.code_pages_since(self.seen_code_pages) {
@@ -268,7 +291,7 @@ impl Cpu {
         }
     }
 
-    fn restore_patched(&mut self) {
+    pub(crate) fn restore_patched(&mut self) {
         if let Some((op, handler)) = self.patched.take()
             && op.handler.get() as usize == crate::hot::stop_here as *const () as usize
         {

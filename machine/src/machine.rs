@@ -64,6 +64,8 @@ pub struct Machine {
     /// Processors that had nothing to do when last asked and that nothing has addressed since.
     waiting: Vec<bool>,
     next_slot: usize,
+    /// A slice that the debugger cut short: the processor and the slice's end.
+    cut: Option<(usize, Time)>,
 }
 
 impl Machine {
@@ -123,6 +125,7 @@ impl Machine {
             turn: 0,
             waiting: vec![false; config.cpus],
             next_slot: FIRST_SLOT,
+            cut: None,
         };
         let most = LAST_SLOT + 1 - FIRST_SLOT;
         if config.pci.len() > most {
@@ -188,6 +191,7 @@ impl Machine {
         for (i, slot) in self.cpus.iter_mut().enumerate() {
             let mut cpu = Cpu::new(i, self.shared.clone(), self.cpu_model.clone());
             cpu.processors = slot.processors;
+            cpu.debugger = std::mem::take(&mut slot.debugger);
             cpu.advance_to(self.clock);
             // What the old one retired is already counted in `instructions`.
             *slot = cpu;
@@ -224,6 +228,9 @@ impl Machine {
 
     /// One step of the machine's loop: a slice of one processor, or a jump in time.
     fn advance_by(&mut self, stop: Time, host: &mut dyn Host) -> Option<StopReason> {
+        if let Some((index, limit)) = self.cut.take() {
+            return self.slice(index, limit);
+        }
         if let Some(request) = self.board.take_request() {
             match request {
                 Request::PowerOff => return Some(StopReason::PowerOff),
@@ -294,9 +301,13 @@ impl Machine {
         let exit = cpu.run(&mut self.board, limit);
         self.instructions += cpu.retired() - before;
         self.clock = self.clock.max(cpu.now());
+        if exit == RunExit::Debugger {
+            self.cut = Some((index, limit));
+            return Some(StopReason::Debugger { cpu: index });
+        }
         self.turn = (index + 1) % self.cpus.len();
         match exit {
-            RunExit::Limit | RunExit::Stopped => {}
+            RunExit::Limit | RunExit::Stopped | RunExit::Debugger => {}
             RunExit::Idle => self.waiting[index] = true,
             RunExit::Shutdown => {
                 let s = &self.cpus[index].state;
@@ -389,6 +400,25 @@ impl Machine {
     pub fn cpus_mut(&mut self) -> &mut [Box<Cpu>] {
         self.waiting.fill(false);
         &mut self.cpus
+    }
+    /// A processor, for a debugger to look at, and to change with care; unlike with [`Machine::cpus_mut`] the machine then goes on as
+    /// if no one had looked.
+    pub fn debugged_cpu(&mut self, index: usize) -> Option<&mut Cpu> {
+        self.cpus.get_mut(index).map(|cpu| &mut **cpu)
+    }
+    /// What a debugger waits for from now on, on every processor: [`Machine::run`] then returns [`StopReason::Debugger`], and the
+    /// processor's `debugger.stop` says more. `replant`: see [`undervisor_cpu::debugger::Points::set_code`].
+    pub fn set_debug_points(&mut self, points: &Rc<undervisor_cpu::debugger::Points>, replant: bool) {
+        if replant {
+            self.shared.code().clear();
+        }
+        self.cpus.iter_mut().for_each(|cpu| cpu.set_debug_points(points));
+    }
+    /// A debugger lets the machine go on: `step` names a processor that is to stop after one instruction.
+    pub fn debug_resume(&mut self, step: Option<usize>) {
+        for (index, cpu) in self.cpus.iter_mut().enumerate() {
+            cpu.debug_resume(step == Some(index));
+        }
     }
     /// The devices.
     pub fn board(&self) -> &Board {

@@ -21,6 +21,8 @@ pub enum StopReason {
     Halted,
     /// The guest asked for a reset, and [`crate::MachineConfig::reboot`] is off. Status 12.
     Reset,
+    /// What the debugger waits for has happened on a processor; running goes on from there. Not an end: status 8.
+    Debugger { cpu: usize },
 }
 
 /// Exit statuses for what is not a [`StopReason`].
@@ -42,6 +44,7 @@ impl StopReason {
             StopReason::Host => status::TIME_LIMIT,
             StopReason::Halted => 10,
             StopReason::Reset => 12,
+            StopReason::Debugger { .. } => status::TIME_LIMIT,
         }
     }
 }
@@ -58,6 +61,7 @@ impl fmt::Display for StopReason {
             StopReason::Host => write!(f, "stopped from outside"),
             StopReason::Halted => write!(f, "all processors are halted and nothing can wake them"),
             StopReason::Reset => write!(f, "the guest asked for a reset"),
+            StopReason::Debugger { cpu } => write!(f, "processor {cpu} stopped for the debugger"),
         }
     }
 }

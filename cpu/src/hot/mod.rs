@@ -99,7 +99,18 @@ pub fn stale(cpu: &mut Cpu, op: OpRef) -> Flow {
 /// Handler that `Cpu::stop_before` puts in place. Must not be the same code as [`stale`]: the linker may merge the two.
 pub fn stop_here(cpu: &mut Cpu, op: OpRef) -> Flow {
     cpu.counters.early_stops += 1;
+    cpu.debug_stopped_here();
     leave(cpu, op)
+}
+
+/// Before an instruction at which an outside debugger may want to stop. Stands for no instruction itself.
+pub fn break_here(cpu: &mut Cpu, op: OpRef) -> Flow {
+    if !cpu.debug_break(op) {
+        return next(cpu, op);
+    }
+    let end = leave(cpu, op);
+    cpu.attend(crate::cpu::attention::DEBUGGER);
+    end
 }
 
 /// Take the direct branch of `op`: `disp` is the target's distance from the block's start, `imm` the link, `index` counts the

@@ -80,27 +80,87 @@ mod tests {
     use super::*;
     use undervisor_machine::{BufferBackend, NoHost};
 
-    fn output(model: Model) -> (StopReason, String) {
-        let serial = BufferBackend::new();
-        let mut machine = MachineConfig::new()
-            .memory(64 << 20)
-            .model(model)
-            .flat(Image::new("the demo", assemble().unwrap()), image::BASE)
-            .serial(serial.clone())
-            .instruction_limit(50_000_000)
-            .build()
-            .unwrap();
+    fn output(model: &str) -> (StopReason, String) {
+        let (mut machine, serial) = machine(model);
         (machine.run(&mut NoHost), serial.text())
     }
 
     #[test]
     fn climbs_to_long_mode_and_takes_interrupts() {
         for name in ["skylake-server", "epyc-milan"] {
-            let (reason, text) = output(Model::by_name(name).unwrap());
+            let (reason, text) = output(name);
             for line in ["real mode", "protected mode", "long mode", "#UD", "#PF", "8254", "local APIC"] {
                 assert!(text.contains(line), "{name}: no {line:?} in\n{text}");
             }
             assert_eq!(reason, StopReason::PowerOff, "{text}");
+        }
+    }
+
+    fn machine(model: &str) -> (undervisor_machine::Machine, BufferBackend) {
+        let serial = BufferBackend::new();
+        let machine = MachineConfig::new()
+            .memory(64 << 20)
+            .model(Model::by_name(model).unwrap())
+            .flat(Image::new("the demo", assemble().unwrap()), image::BASE)
+            .serial(serial.clone())
+            .instruction_limit(50_000_000)
+            .build()
+            .unwrap();
+        (machine, serial)
+    }
+
+    /// The demo prints how many ticks L1 and L2 took, and takes timer interrupts: a run that is stopped thousands of times, stepped, and
+    /// watched must come to the same end at the same time.
+    #[test]
+    fn a_debugger_that_watches_changes_nothing() {
+        use std::rc::Rc;
+        use undervisor_cpu::debugger::{CodePoint, DataPoint, DebugStop, Points};
+        for model in ["skylake-server", "epyc-milan"] {
+            let (mut plain, text) = machine(model);
+            let reason = plain.run(&mut NoHost);
+            let (mut watched, watched_text) = machine(model);
+            let mut points = Points::default();
+            points.exits.push(None);
+            // A break op before every instruction; stops at some of the code of L1 and of both guests.
+            let at = |page: u32, offset: u64| CodePoint { linear: page as u64 + offset, level: None };
+            assert!(points.set_code((0..4096).map(|offset| at(0, offset)).collect()));
+            let pages = [
+                image::CODE64,
+                image::HYPERVISOR,
+                image::HYPERVISOR + 0x200,
+                image::L2_REAL,
+                image::L2_LONG,
+                image::L2_LONG + 0x800,
+            ];
+            let code = pages.iter().flat_map(|&page| (0..48).map(move |offset| at(page, offset))).collect();
+            assert!(!points.set_code(code));
+            points.data.push(DataPoint { linear: image::VARIABLES as u64 + 0x1100, length: 0x100, read: false, write: true });
+            let points = Rc::new(points);
+            watched.set_debug_points(&points, true);
+            let (mut stops, mut steps, mut kinds) = (0, 0, [0; 3]);
+            let ended = loop {
+                let StopReason::Debugger { cpu } = watched.run(&mut NoHost) else {
+                    break watched.progress();
+                };
+                let stop = watched.debugged_cpu(cpu).unwrap().debugger.stop.take().unwrap();
+                match stop {
+                    DebugStop::Step => steps += 1,
+                    DebugStop::Code { .. } => kinds[0] += 1,
+                    DebugStop::Data { .. } => kinds[1] += 1,
+                    DebugStop::Exit { .. } => kinds[2] += 1,
+                    other => panic!("{other:?}"),
+                }
+                stops += 1;
+                // Then some steps, then on; and once all is proven, no more stops.
+                watched.debug_resume((stops % 7 < 4).then_some(cpu));
+                if stops == 20_000 {
+                    watched.set_debug_points(&Rc::new(Points::default()), false);
+                }
+            };
+            assert!(steps > 300 && kinds.iter().all(|&n| n > 10), "{model}: {steps} {kinds:?}");
+            assert_eq!(ended, plain.progress(), "{model}");
+            assert_eq!(watched_text.text(), text.text(), "{model}");
+            assert_eq!(reason, StopReason::PowerOff);
         }
     }
 
@@ -109,7 +169,7 @@ mod tests {
         for (name, own) in
             [("skylake-server", ["EPT violation", "preemption timer"]), ("epyc-milan", ["nested page fault", "VMMCALL"])]
         {
-            let (reason, text) = output(Model::by_name(name).unwrap());
+            let (reason, text) = output(name);
             for line in ["L2 in real mode", "L2 in long mode", "CPUID", "RDMSR"].iter().chain(&own) {
                 assert!(text.contains(line), "{name}: no {line:?} in\n{text}");
             }

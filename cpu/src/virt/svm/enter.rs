@@ -103,6 +103,7 @@ impl Cpu {
         seam.host.load(&mut self.state);
         self.counters.vm_exits += 1;
         self.mode_changed();
+        self.debug_entry_failed(|cpu| format!("VMEXIT_INVALID: check {}", cpu.virt.svm.refused.unwrap_or("?")));
     }
 
     /// Event injection (APM vol. 2, Event Injection).

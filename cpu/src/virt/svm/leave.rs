@@ -71,6 +71,7 @@ impl Cpu {
         }
         self.suppress_trap();
         self.mode_changed();
+        self.debug_exit(exit.code);
         Stop::Exit
     }
 

@@ -18,14 +18,20 @@ impl Cpu {
         let x = &self.virt.vmx;
         if x.current == NO_VMCS || x.current_is_shadow {
             self.vmx_fail_invalid();
+            self.debug_entry_failed(|_| "VMfailInvalid: no current VMCS, or a shadow VMCS".into());
             return Ok(());
         }
         if self.state.shadow.mov_ss {
             self.vmx_fail(error::ENTRY_BLOCKED_BY_MOV_SS);
+            self.debug_entry_failed(|_| "VMfail: events are blocked by MOV SS".into());
             return Ok(());
         }
         if launch == x.vmcs.launched {
             self.vmx_fail(if launch { error::VMLAUNCH_NOT_CLEAR } else { error::VMRESUME_NOT_LAUNCHED });
+            self.debug_entry_failed(|_| {
+                let why = if launch { "VMLAUNCH of a launched VMCS" } else { "VMRESUME of a VMCS that is not launched" };
+                format!("VMfail: {why}")
+            });
             return Ok(());
         }
         let shared = self.shared.clone();
@@ -37,11 +43,13 @@ impl Cpu {
             Err(Refusal::Fail(number, failure)) => {
                 x.refusal = Some(failure);
                 self.vmx_fail(number);
+                self.debug_entry_failed(|cpu| format!("VMfail {number}: {}", cpu.vmx_refusal()));
                 return Ok(());
             }
             Err(Refusal::Exit(information, failure)) => {
                 x.refusal = Some(failure);
                 self.vmx_entry_failed(&information);
+                self.debug_entry_failed(|cpu| format!("exit reason {:#x}: {}", information.reason, cpu.vmx_refusal()));
                 return Ok(());
             }
         }
@@ -53,12 +61,18 @@ impl Cpu {
             let area = self.virt.vmx.vmcs.get(Field::ENTRY_MSR_LOAD_ADDRESS);
             if let Err(n) = msr_area::load(memory, area, count, |msr, value| self.write_msr(msr, value).is_ok()) {
                 self.vmx_entry_failed(&ExitInformation::qualified(basic::MSR_LOAD | ENTRY_FAILURE, n as u64));
+                self.debug_entry_failed(|_| format!("entry {n} of the VM-entry MSR-load area cannot be loaded"));
                 return Ok(());
             }
         }
         self.counters.vm_entries += 1;
         self.virt.vmx.vmcs.launched = true;
         self.vmx_entered(&*shared, now, tsc)
+    }
+
+    /// What the check said that refused the last entry.
+    fn vmx_refusal(&self) -> String {
+        self.virt.vmx.refusal.map_or_else(String::new, |failure| failure.to_string())
     }
 
     /// The guest's state is loaded: what surrounds it.

@@ -288,6 +288,9 @@ fn vmwrite(cpu: &mut Cpu, insn: &Instruction) -> Exec {
         shadow_write(&*shared, region, field, high, value);
     } else {
         cpu.virt.vmx.vmcs.write(field, high, value);
+        if cpu.debugger.fields {
+            cpu.debug_field_written(field);
+        }
     }
     cpu.vmx_succeed();
     Ok(())

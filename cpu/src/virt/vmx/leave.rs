@@ -120,6 +120,7 @@ impl Cpu {
         self.state.shadow.nmi = nmi_exit || (self.state.shadow.nmi && !virtual_nmis);
         self.vmx_load_host(no_vpid);
         self.counters.vm_exits += 1;
+        self.debug_exit(information.reason as u64 & 0xffff);
         Stop::Exit
     }
 
