@@ -109,7 +109,9 @@ pub fn deliver(cpu: &mut Cpu, event: Event, origin: Origin) -> Exec {
                 }
                 return Ok(());
             }
-            Err(Stop::Exception) => {}
+            // The fault itself can be intercepted, before it makes a double or triple fault of `event` (SDM vol. 3, Information for
+            // VM Exits During Event Delivery; APM vol. 2, Exception Intercepts).
+            Err(Stop::Exception) => cpu.intercept_exception(&Event::from(cpu.exception))?,
             Err(stop) => return Err(stop),
         }
         origin = Origin::Native;

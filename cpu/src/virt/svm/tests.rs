@@ -354,6 +354,20 @@ fn an_exit_in_delivery_is_reported() {
     assert_eq!(r.get(Field::EXITINTINFO), 1 << 31 | 0x30);
 }
 
+/// The fault that the delivery of a fault runs into is intercepted before it makes a double or triple fault.
+#[test]
+fn a_fault_in_delivery_exits_as_itself() {
+    let mut r = Rig::new(|a| {
+        a.xor(ecx, ecx)?;
+        a.div(ecx)
+    });
+    r.put(Field::IDTR_LIMIT, 0);
+    r.intercept(reason::EXCEPTION_0 + 13);
+    assert_eq!(r.run(), reason::EXCEPTION_0 + 13);
+    assert_eq!(r.get(Field::EXITINFO1), 3);
+    assert_eq!(r.get(Field::EXITINTINFO), 1 << 31 | 3 << 8);
+}
+
 #[test]
 fn triple_fault_is_shutdown() {
     let mut r = Rig::new(|a| a.ud2());

@@ -161,6 +161,22 @@ fn cpuid_exits() {
     assert_eq!((cpu.counters.vm_entries, cpu.counters.vm_exits), (1, 1));
 }
 
+/// The fault that the delivery of a fault runs into is intercepted before it makes a double or triple fault.
+#[test]
+fn a_fault_in_delivery_exits_as_itself() {
+    let divide = |a: &mut CodeAssembler| {
+        a.xor(ecx, ecx)?;
+        a.div(ecx)
+    };
+    let cpu = launch(|c| c.virt.vmx.vmcs.set(Field::EXCEPTION_BITMAP, 1 << 13), divide);
+    exited(&cpu, basic::EXCEPTION_OR_NMI);
+    assert_eq!(field(&cpu, Field::EXIT_INTERRUPTION_INFORMATION), 1 << 31 | 1 << 11 | 3 << 8 | 13);
+    assert_eq!(field(&cpu, Field::EXIT_INTERRUPTION_ERROR_CODE), 3);
+    assert_eq!(field(&cpu, Field::IDT_VECTORING_INFORMATION), 1 << 31 | 3 << 8);
+    let cpu = launch(|_| {}, divide);
+    exited(&cpu, basic::TRIPLE_FAULT);
+}
+
 #[test]
 fn control_check_fails_the_entry() {
     let cpu = launch(|c| c.virt.vmx.vmcs.set(Field::CR3_TARGET_COUNT, 9), |a| a.cpuid());

@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::error::Error;
-use std::io::Write;
+use std::io::Write as _;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -73,10 +73,20 @@ pub fn run(arguments: &[String]) -> Result<()> {
         }
         let (vm, serial) = (vm.clone(), serial.clone());
         threads.push(std::thread::spawn(move || {
-            if let Err(e) = processor(vcpu, &vm, &serial) {
-                eprintln!("vmm: processor {id}: {e}");
+            let ended = processor(vcpu, &vm, &serial);
+            if let Ok(mut serial) = serial.lock() {
+                let _ = serial.flush();
             }
-            std::process::exit(0);
+            match ended {
+                Ok(how) => {
+                    println!("vmm: processor {id} ended the machine by {how}");
+                    std::process::exit(0);
+                }
+                Err(e) => {
+                    eprintln!("vmm: processor {id}: {e}");
+                    std::process::exit(1);
+                }
+            }
         }));
     }
     for t in threads {
@@ -206,12 +216,29 @@ struct Serial {
     line_control: u8,
     modem_control: u8,
     scratch: u8,
+    /// Sent, and not yet printed: a write for each byte would cost more than the guest's exits.
+    line: Vec<u8>,
 }
 
 static RESETS: AtomicU8 = AtomicU8::new(0);
+static CMOS_INDEX: AtomicU8 = AtomicU8::new(0);
 
-/// Run one processor until the machine ends.
-fn processor(mut vcpu: VcpuFd, vm: &VmFd, serial: &Mutex<Serial>) -> Result<()> {
+/// The real-time clock's registers: it stands at 1 January 2026, and never updates.
+fn cmos(index: u8) -> u8 {
+    match index {
+        6 => 5,
+        7 | 8 => 1,
+        9 => 0x26,
+        0xa => 0x26,
+        0xb => 0x02,
+        0xd => 0x80,
+        0x32 => 0x20,
+        _ => 0,
+    }
+}
+
+/// Run one processor until the machine ends, and say by what.
+fn processor(mut vcpu: VcpuFd, vm: &VmFd, serial: &Mutex<Serial>) -> Result<&'static str> {
     loop {
         match vcpu.run() {
             Ok(VcpuExit::IoOut(port, data)) => match port {
@@ -223,9 +250,10 @@ fn processor(mut vcpu: VcpuFd, vm: &VmFd, serial: &Mutex<Serial>) -> Result<()> 
                     }
                 }
                 // Keyboard controller reset, and reset control: the guest is done.
-                0x64 if data[0] == 0xfe => return Ok(()),
-                0xcf9 if data[0] & 4 != 0 => return Ok(()),
-                0x604 | 0x600 => return Ok(()),
+                0x64 if data[0] == 0xfe => return Ok("a keyboard controller reset"),
+                0xcf9 if data[0] & 4 != 0 => return Ok("a reset"),
+                0x604 | 0x600 => return Ok("a power-off"),
+                0x70 => CMOS_INDEX.store(data[0] & 0x7f, Ordering::Relaxed),
                 _ => {}
             },
             Ok(VcpuExit::IoIn(port, data)) => {
@@ -233,15 +261,16 @@ fn processor(mut vcpu: VcpuFd, vm: &VmFd, serial: &Mutex<Serial>) -> Result<()> 
                 match port {
                     0x3f8..=0x3ff => data[0] = serial.lock().map_err(|_| "a processor thread died")?.read(port - 0x3f8),
                     0x61 => data[0] = RESETS.fetch_xor(0x10, Ordering::Relaxed),
-                    0x64 => data[0] = 0,
+                    0x71 => data[0] = cmos(CMOS_INDEX.load(Ordering::Relaxed)),
+                    // Nothing else is there, also no keyboard controller, for which a guest would look long.
                     _ => {}
                 }
             }
             Ok(VcpuExit::MmioRead(_, data)) => data.fill(0xff),
             Ok(VcpuExit::MmioWrite(..)) => {}
             Ok(VcpuExit::Hlt) => {}
-            Ok(VcpuExit::Shutdown) => return Ok(()),
-            Ok(VcpuExit::SystemEvent(..)) => return Ok(()),
+            Ok(VcpuExit::Shutdown) => return Ok("a triple fault"),
+            Ok(VcpuExit::SystemEvent(..)) => return Ok("a system event"),
             Ok(other) => return Err(format!("unexpected exit: {other:?}").into()),
             Err(e) if e.errno() == 4 || e.errno() == 11 => {}
             Err(e) => return Err(e.into()),
@@ -250,6 +279,13 @@ fn processor(mut vcpu: VcpuFd, vm: &VmFd, serial: &Mutex<Serial>) -> Result<()> 
 }
 
 impl Serial {
+    fn flush(&mut self) -> std::io::Result<()> {
+        let mut out = std::io::stdout().lock();
+        out.write_all(&self.line)?;
+        self.line.clear();
+        out.flush()
+    }
+
     fn read(&self, register: u16) -> u8 {
         match register {
             1 if self.line_control & 0x80 == 0 => self.interrupt_enable,
@@ -269,9 +305,10 @@ impl Serial {
         let latch = self.line_control & 0x80 != 0;
         match register {
             0 if !latch => {
-                let mut out = std::io::stdout().lock();
-                out.write_all(&[value])?;
-                out.flush()?;
+                self.line.push(value);
+                if value == b'\n' || self.line.len() >= 256 {
+                    self.flush()?;
+                }
             }
             1 if !latch => self.interrupt_enable = value,
             3 => self.line_control = value,
