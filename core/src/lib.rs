@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bits;
+pub mod describe;
 pub mod event;
 pub mod flags;
 pub mod intercept;

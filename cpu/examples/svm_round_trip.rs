@@ -2,11 +2,13 @@
 //! the VMCB clean bits and runs it again. `cargo run --release -p undervisor-cpu --example svm_round_trip [-- npt] [-- full]`
 //! (`full`: VMLOAD and VMSAVE each time, as KVM does).
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Instant;
 
 use iced_x86::code_asm::*;
 use undervisor_core::{Cr0, Cr4, Efer, Model, SegReg, Segment, TableReg};
+use undervisor_cpu::observe::{NoSink, Observer, want};
 use undervisor_cpu::{Cpu, Shared};
 use undervisor_mmu::{GuestMemory, NullBus};
 use undervisor_svm::Field;
@@ -103,6 +105,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         (Field::N_CR3, NESTED),
     ] {
         put(&cpu, f, value);
+    }
+    let wants = std::env::args().fold(0, |wants, a| {
+        wants
+            | match a.as_str() {
+                "explain" => want::EXPLAIN,
+                "vmcb-writes" => want::VMCB_WRITES,
+                "exits" => want::EXITS,
+                "stats" => want::STATISTICS,
+                "lint" => want::LINT,
+                _ => 0,
+            }
+    });
+    if wants != 0 {
+        cpu.observe(Some(Rc::new(RefCell::new(Observer::new(wants, NoSink)))));
     }
     let warm = cpu.now() + 100_000;
     cpu.run(&mut NullBus, warm);

@@ -1,11 +1,13 @@
 //! What a VM exit costs: a guest that does CPUID in a loop under a hypervisor that reads the reason, RIP and length, moves
-//! RIP on and resumes. `cargo run --release -p undervisor-cpu --example vmx_round_trip [-- ept]`
+//! RIP on and resumes. `cargo run --release -p undervisor-cpu --example vmx_round_trip [-- ept] [explain] [exits] [stats] [lint]`, the latter with an observer on.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Instant;
 
 use iced_x86::code_asm::*;
 use undervisor_core::{Cr0, Cr4, Efer, Model, SegReg, Segment, TableReg};
+use undervisor_cpu::observe::{NoSink, Observer, want};
 use undervisor_cpu::{Cpu, Shared};
 use undervisor_mmu::{GuestMemory, NullBus};
 use undervisor_vmx::capabilities::REVISION;
@@ -121,6 +123,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let rip = cpu.state.rip();
     place(&cpu, rip, |a| a.vmlaunch())?;
+    let wants = std::env::args().fold(0, |wants, a| {
+        wants
+            | match a.as_str() {
+                "explain" => want::EXPLAIN,
+                "vmcb-writes" => want::VMCB_WRITES,
+                "exits" => want::EXITS,
+                "stats" => want::STATISTICS,
+                "lint" => want::LINT,
+                _ => 0,
+            }
+    });
+    if wants != 0 {
+        cpu.observe(Some(Rc::new(RefCell::new(Observer::new(wants, NoSink)))));
+    }
     let warm = cpu.now() + 100_000;
     cpu.run(&mut NullBus, warm);
     let before = cpu.counters.clone();

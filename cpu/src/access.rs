@@ -243,8 +243,13 @@ impl Cpu {
         while done < out.len() {
             let n = ((PAGE_SIZE - (at & 0xfff)) as usize).min(out.len() - done);
             match self.reach(at, access)? {
-                // SAFETY: n bytes from here are within the guest page; `out` is host memory.
-                Reached::Ram(p) => unsafe { std::ptr::copy_nonoverlapping(p, out[done..].as_mut_ptr(), n) },
+                Reached::Ram(p) => {
+                    // SAFETY: n bytes from here are within the guest page; `out` is host memory.
+                    unsafe { std::ptr::copy_nonoverlapping(p, out[done..].as_mut_ptr(), n) };
+                    if self.observing & crate::observe::want::LINT != 0 {
+                        self.observe_load(self.shared.memory.index_of(p), (at & 0xfff) as usize);
+                    }
+                }
                 Reached::Mmio(physical) => self.mmio_in(physical, &mut out[done..done + n])?,
             }
             self.data_accessed(at, n, access);
@@ -271,6 +276,9 @@ impl Cpu {
                 // SAFETY: the bytes are within one guest page (the caller splits at page ends).
                 unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), p, data.len()) };
                 let page = self.shared.memory.index_of(p);
+                if self.observing != 0 {
+                    self.observe_store(page, (linear & 0xfff) as usize, data);
+                }
                 if self.shared.code().written(page, (linear & 0xfff) as usize, data.len()) {
                     self.counters.blocks_invalidated += 1;
                 }

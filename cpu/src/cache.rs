@@ -70,6 +70,8 @@ pub struct CodeCache {
     /// How many such pages came before those in `new_code_pages`.
     forgotten_code_pages: u64,
     live: usize,
+    /// Pages that an observer watches: bit 0 stores, bit 1 loads, too. Empty while there are none.
+    watched: Vec<u8>,
     /// A block that runs without being in the cache, and the pages it was decoded from.
     transient: Option<(NonNull<Block>, usize, usize)>,
 }
@@ -90,6 +92,7 @@ impl CodeCache {
             new_code_pages: Vec::new(),
             forgotten_code_pages: 0,
             live: 0,
+            watched: Vec::new(),
             transient: None,
         }
     }
@@ -110,7 +113,35 @@ impl CodeCache {
     /// Whether page `index` holds code, so that stores to it must be seen.
     #[inline]
     pub fn is_code(&self, index: usize) -> bool {
-        matches!(self.pages.get(index), Some(Some(p)) if p.lines != 0)
+        matches!(self.pages.get(index), Some(Some(p)) if p.lines != 0) || self.watched.get(index).is_some_and(|w| *w != 0)
+    }
+
+    /// Make stores to page `index` take the slow path as those to code do, and with `reads` loads as well.
+    pub fn watch(&mut self, index: usize, physical: u64, reads: bool) {
+        if self.watched.is_empty() {
+            self.watched = vec![0; self.pages.len()];
+        }
+        let Some(w) = self.watched.get_mut(index) else { return };
+        let wanted = 1 | u8::from(reads) << 1;
+        if *w & wanted == wanted {
+            return;
+        }
+        *w |= wanted;
+        self.log_code_page(physical);
+    }
+
+    /// Whether loads from page `index` must be seen, too.
+    #[inline]
+    pub fn hides_reads(&self, index: usize) -> bool {
+        self.watched.get(index).is_some_and(|w| w & 2 != 0)
+    }
+
+    fn log_code_page(&mut self, physical: u64) {
+        if self.new_code_pages.len() == MAX_LOG {
+            self.forgotten_code_pages += MAX_LOG as u64;
+            self.new_code_pages.clear();
+        }
+        self.new_code_pages.push(physical);
     }
 
     /// New code pages so far, for [`CodeCache::code_pages_since`].
@@ -173,12 +204,9 @@ impl CodeCache {
     fn mark(&mut self, index: usize, physical: u64, offset: u32, bytes: u32) {
         let page = self.pages[index].get_or_insert_default();
         if page.lines == 0 {
-            if self.new_code_pages.len() == MAX_LOG {
-                self.forgotten_code_pages += MAX_LOG as u64;
-                self.new_code_pages.clear();
-            }
-            self.new_code_pages.push(physical);
+            self.log_code_page(physical);
         }
+        let page = self.pages[index].get_or_insert_default();
         for line in offset / 64..=(offset + bytes.max(1) - 1) / 64 {
             page.lines |= 1 << line;
         }

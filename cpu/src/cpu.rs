@@ -102,6 +102,8 @@ pub struct Counters {
     pub space_flushes: u64,
     pub vm_entries: u64,
     pub vm_exits: u64,
+    /// Page walks with a second level of translation under them.
+    pub nested_walks: u64,
 }
 
 /// A logical processor.
@@ -167,6 +169,9 @@ pub struct Cpu {
     /// Processors in the computer, for CPUID's topology leaves.
     pub processors: u32,
     pub model: Rc<Model>,
+    /// What the observer wants to see, `observe::want` bits; 0: nobody watches.
+    pub observing: u32,
+    pub observer: Option<crate::observe::SharedObserver>,
     /// APIC number, 0 = boot processor.
     pub id: usize,
 }
@@ -214,6 +219,8 @@ impl Cpu {
             debugger: Default::default(),
             processors: 1,
             model,
+            observing: 0,
+            observer: None,
             id,
         });
         cpu.apic.has_x2apic = cpu.model.has(Feature::X2APIC);

@@ -7,6 +7,7 @@
 use undervisor_core::{Activity, Dr6, Dr7, Event, EventKind, Exception, Rflags, SegReg, Segment, Vector};
 
 use crate::cpu::{Cpu, Exec, Stop, attention};
+use crate::observe::want;
 use crate::segments::{Blame, Descriptor, is_null, null_segment, system};
 use crate::task::NewTask;
 use crate::virt::TaskSource;
@@ -81,6 +82,8 @@ fn ext(event: &Event) -> u32 {
 pub fn deliver(cpu: &mut Cpu, event: Event, origin: Origin) -> Exec {
     let mut event = event;
     let mut origin = origin;
+    let rip = cpu.state.rip();
+    let mut first = true;
     cpu.notes.delivered = true;
     // A chain of faults is short: each link is more serious than the last. The bound is for the host's safety.
     for _ in 0..8 {
@@ -107,12 +110,20 @@ pub fn deliver(cpu: &mut Cpu, event: Event, origin: Origin) -> Exec {
                     shadow.mov_ss = false;
                     cpu.attend(attention::INTERRUPT);
                 }
+                if cpu.observing & want::INTERRUPTS != 0 {
+                    cpu.observe_delivered(&event, rip);
+                }
                 return Ok(());
             }
             // The fault itself can be intercepted, before it makes a double or triple fault of `event` (SDM vol. 3, Information for
             // VM Exits During Event Delivery; APM vol. 2, Exception Intercepts).
             Err(Stop::Exception) => cpu.intercept_exception(&Event::from(cpu.exception))?,
             Err(stop) => return Err(stop),
+        }
+        if cpu.observing & want::EXPLAIN != 0 {
+            let fault = cpu.exception;
+            cpu.observe_fault(&event, fault, first);
+            first = false;
         }
         origin = Origin::Native;
         match combine(&event, cpu.exception) {
@@ -124,6 +135,9 @@ pub fn deliver(cpu: &mut Cpu, event: Event, origin: Origin) -> Exec {
             }
             None => break,
         }
+    }
+    if cpu.observing & want::EXPLAIN != 0 {
+        cpu.observe_triple_fault();
     }
     cpu.intercept_triple_fault()?;
     cpu.virt.delivering = None;

@@ -24,6 +24,7 @@ pub mod hot;
 pub mod model;
 pub mod monitor;
 pub mod msr;
+pub mod observe;
 pub mod op;
 pub mod operand;
 pub mod paging;

@@ -190,6 +190,11 @@ impl Cpu {
             return Err(self.gp(0));
         }
         self.counters.tlb_misses += 1;
+        if self.observing & crate::observe::want::LINT != 0
+            && let Some(physical) = self.lint_stale_use(bank, linear, access)
+        {
+            return Ok(physical);
+        }
         let found = self.walk(linear, access)?;
         self.fill(bank, linear, &found);
         Ok(found.physical)
@@ -209,7 +214,11 @@ impl Cpu {
         let Some(page) = self.shared.memory.page(found.physical) else {
             return;
         };
-        let code = self.shared.code().is_code(self.shared.memory.index_of(page.pointer));
+        let index = self.shared.memory.index_of(page.pointer);
+        if self.shared.code().hides_reads(index) {
+            return;
+        }
+        let code = self.shared.code().is_code(index);
         let write = found.writable && page.writable && !code;
         self.tlb.fill(bank, linear, self.space, found.physical, page.pointer, write);
     }
@@ -281,6 +290,7 @@ impl Cpu {
             smap_off: !user && !access.system && self.state.flag(Rflags::AC),
         };
         let t = &mut self.translations;
+        self.counters.nested_walks += u64::from(!matches!(t.nested, Nested::None));
         let (guest, cause) = match &mut t.nested {
             Nested::None => match walk(&mut Plain { memory, wrote: &wrote }, &t.paging, &request) {
                 Ok(found) => {
@@ -423,6 +433,9 @@ impl Cpu {
 
     /// INVLPG: forget the page of `linear`, of whatever size, in every space.
     pub fn flush_page(&mut self, linear: u64) {
+        if self.observing & crate::observe::want::LINT != 0 {
+            self.lint_page_flushed(linear);
+        }
         let t = &mut self.translations;
         if t.huge & Translations::huge_bit(linear) != 0 {
             // In a 1 GiB page, perhaps: its fragments may be anywhere.

@@ -6,6 +6,7 @@ mod cpu_info;
 mod demo;
 mod disks;
 mod error;
+mod observe;
 mod options;
 mod run;
 mod session;
@@ -26,6 +27,8 @@ fn main() -> ExitCode {
         None => demo::run(&DemoOptions::default()),
         Some(Command::Demo(o)) => demo::run(o),
         Some(Command::Run(o)) => run::run(o),
+        Some(Command::Explain(o)) => observe::codes::run(o),
+        Some(Command::Report(o)) => observe::report::run(o),
         Some(Command::Cpu { command: CpuCommand::List }) => cpu_info::list(),
         Some(Command::Cpu { command: CpuCommand::Show { name } }) => cpu_info::show(name),
         Some(Command::Test(o)) => test::run(o),

@@ -41,6 +41,10 @@ pub enum Command {
     Run(Box<RunOptions>),
     /// Run the guest that is part of the program: real mode to long mode, interrupts, and a hypervisor's exits.
     Demo(DemoOptions),
+    /// Say what a number means: exit reasons and codes, VM-instruction errors, exceptions, fields bit by bit.
+    Explain(ExplainOptions),
+    /// Make one HTML page from a trace in JSON lines (see `run --trace`).
+    Report(ReportOptions),
     /// Processor models.
     Cpu {
         #[command(subcommand)]
@@ -100,6 +104,8 @@ pub struct RunOptions {
     pub machine: MachineOptions,
     #[command(flatten)]
     pub limits: LimitOptions,
+    #[command(flatten)]
+    pub observe: ObserveOptions,
 }
 
 #[derive(Debug, Args)]
@@ -163,6 +169,102 @@ pub struct DemoOptions {
     /// Print a summary at the end.
     #[arg(long)]
     pub stats: bool,
+    #[command(flatten)]
+    pub observe: ObserveOptions,
+}
+
+/// Whether and how failures are explained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ExplainMode {
+    /// Nothing is said.
+    Off,
+    /// What failed, by which rule, and who wrote the VMCS field.
+    #[default]
+    On,
+    /// Also who wrote the VMCB field, with a second run if need be.
+    Replay,
+}
+
+/// Options of `run` and `demo` for seeing inside.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Seeing inside (docs/debugging.md)")]
+pub struct ObserveOptions {
+    /// Explain failed VM entries, VMfail, triple faults: each cause once.
+    #[arg(long, value_enum, default_value_t = ExplainMode::On)]
+    pub explain: ExplainMode,
+    /// Names for addresses: an ELF file, the level that runs it (1, the default, or 2), and what its addresses are off by.
+    #[arg(long, value_name = "ELF[@LEVEL][+HEX]")]
+    pub symbols: Vec<String>,
+    /// Trace these: exits, entries, vmread, vmwrite, interrupts, msr, io, ept, flushes, or all.
+    #[arg(long, value_name = "KIND,...", value_delimiter = ',')]
+    pub trace: Vec<String>,
+    /// Where the trace goes (default: standard error); JSON lines if the name ends in .jsonl.
+    #[arg(long, value_name = "FILE")]
+    pub trace_file: Option<PathBuf>,
+    /// Write the trace as JSON lines whatever the file's name.
+    #[arg(long, requires = "trace")]
+    pub trace_json: bool,
+    /// Write who runs when in the Chrome trace format, for Perfetto: a track for each processor and level.
+    #[arg(long, value_name = "FILE")]
+    pub trace_out: Option<PathBuf>,
+    /// Trace only what happens at this level.
+    #[arg(long, value_name = "N")]
+    pub trace_level: Option<u8>,
+    /// Trace only the VMCS or VMCB at this address.
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_number)]
+    pub trace_structure: Option<u64>,
+    /// Of the exits, trace only those with these reasons or codes.
+    #[arg(long, value_name = "N,...", value_parser = parse_number, value_delimiter = ',')]
+    pub trace_reason: Vec<u64>,
+    /// Trace only what happens at RIPs from FIRST to LAST.
+    #[arg(long, value_name = "FIRST-LAST", value_parser = parse_range)]
+    pub trace_rip: Option<(u64, u64)>,
+    /// Trace this many records and no more.
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub trace_first: Option<u64>,
+    /// Trace nothing before this instruction.
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub trace_after: Option<u64>,
+    /// Look for mistakes that hardware lets pass: stale translations, lying clean bits, holes in bitmaps, and others. Slow.
+    #[arg(long)]
+    pub lint: bool,
+}
+
+/// `undervisor explain`.
+#[derive(Debug, Args)]
+pub struct ExplainOptions {
+    /// A VMX exit reason (with bit 31 if VM entry failed) or an SVM exit code.
+    #[arg(long, value_name = "N", value_parser = parse_number, allow_hyphen_values = true)]
+    pub reason: Option<u64>,
+    /// Whose reason it is; default: both, where both have it.
+    #[arg(long, value_enum)]
+    pub vendor: Option<DemoVendor>,
+    /// A VM-instruction error number.
+    #[arg(long, value_name = "N")]
+    pub error: Option<u32>,
+    /// An exception's vector.
+    #[arg(long, value_name = "VECTOR")]
+    pub exception: Option<u8>,
+    /// The exception's error code.
+    #[arg(long, value_name = "N", value_parser = parse_number_32, requires = "exception")]
+    pub error_code: Option<u32>,
+    /// A VMCS field (by name or encoding) or VMCB field with its value, bit by bit.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_field)]
+    pub field: Option<(String, u64)>,
+}
+
+/// `undervisor report`.
+#[derive(Debug, Args)]
+pub struct ReportOptions {
+    /// The trace, in JSON lines.
+    #[arg(value_name = "TRACE.jsonl")]
+    pub trace: PathBuf,
+    /// The page to write.
+    #[arg(long, short, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Title of the page.
+    #[arg(long, value_name = "TEXT")]
+    pub title: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -244,6 +346,34 @@ fn parse_address(text: &str) -> Result<u32, String> {
         None => text.parse(),
     };
     parsed.map_err(|e| format!("{text:?}: {e}"))
+}
+
+/// A number, hexadecimal with 0x; -1 is all ones.
+fn parse_number(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    if text == "-1" {
+        return Ok(u64::MAX);
+    }
+    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(hex) => u64::from_str_radix(&hex.replace('_', ""), 16),
+        None => text.parse(),
+    }
+    .map_err(|e| format!("{text:?}: {e}"))
+}
+
+fn parse_number_32(text: &str) -> Result<u32, String> {
+    u32::try_from(parse_number(text)?).map_err(|_| format!("{text}: more than 32 bits"))
+}
+
+fn parse_range(text: &str) -> Result<(u64, u64), String> {
+    let (first, last) = text.split_once('-').ok_or_else(|| format!("{text:?} is not FIRST-LAST"))?;
+    let (first, last) = (parse_number(first)?, parse_number(last)?);
+    if first <= last { Ok((first, last)) } else { Err(format!("{text}: the range is empty")) }
+}
+
+fn parse_field(text: &str) -> Result<(String, u64), String> {
+    let (name, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not NAME=VALUE"))?;
+    Ok((name.trim().to_owned(), parse_number(value)?))
 }
 
 fn parse_shard(text: &str) -> Result<(usize, usize), String> {

@@ -2,16 +2,53 @@
 
 use std::time::Duration;
 
-use undervisor_machine::{Boot, Image, Kernel, MachineConfig};
+use undervisor_machine::{Boot, Image, Kernel, Machine, MachineConfig, NullBackend};
 
 use crate::console::Console;
 use crate::error::Failure;
+use crate::observe::{Replay, Watch};
 use crate::options::RunOptions;
 use crate::session::Session;
 use crate::wiring::{self, Boxed, Where};
 
 /// Build the machine that the options describe, run it, and give the exit code.
 pub fn run(options: &RunOptions) -> Result<u8, Failure> {
+    let mut console = None;
+    let (code, replay) = first(options, &mut console)?;
+    if let (Some(replay), Some(console)) = (replay, console) {
+        let mut machine = again(options)?;
+        replay.run(&mut machine, &console);
+    }
+    Ok(code)
+}
+
+/// A machine like that of the run, with nothing attached to the outside.
+fn again(options: &RunOptions) -> Result<Machine, Failure> {
+    let mut config = MachineConfig::new()
+        .memory(options.machine.memory)
+        .cpus(options.machine.cpus)
+        .model(wiring::cpu(&options.machine.cpu)?)
+        .boot(boot(options)?)
+        .reboot(options.limits.reboot);
+    for _ in 0..options.serial.len().max(1) {
+        config = config.serial(NullBackend);
+    }
+    for spec in &options.fw_cfg {
+        if let Some((name, path)) = spec.split_once('=') {
+            config = config.firmware_file(name, Image::read(path)?.data);
+        }
+    }
+    for spec in &options.disk {
+        config = config.pci_device(crate::disks::open(&format!("{spec},snapshot"))?);
+    }
+    if options.console.is_some() {
+        config = config.pci_device(crate::disks::console(Box::new(NullBackend)));
+    }
+    config = config.pci_device(crate::disks::entropy(options.machine.seed));
+    Ok(config.build()?)
+}
+
+fn first(options: &RunOptions, shown: &mut Option<Console>) -> Result<(u8, Option<Replay>), Failure> {
     let mut serial: Vec<Where> = options.serial.iter().map(|s| Where::parse("serial", s)).collect::<Result<_, _>>()?;
     let virtio_console = options.console.as_deref().map(|c| Where::parse("console", c)).transpose()?;
     let debugcon = Where::parse("debugcon", &options.debugcon)?;
@@ -69,6 +106,8 @@ pub fn run(options: &RunOptions) -> Result<u8, Failure> {
     }
     let mut machine = config.build()?;
     let mut session = Session::new(console.clone(), time_limit, options.limits.idle);
+    let watch = Watch::new(&options.observe, options.limits.stats, &console)?;
+    session.watch(watch, &mut machine);
     let outcome = session.run(&mut machine);
     drop(terminal);
     if outcome.code != 0 && outcome.code & 1 == 0 {
@@ -77,7 +116,9 @@ pub fn run(options: &RunOptions) -> Result<u8, Failure> {
     if options.limits.stats {
         console.message(&session.statistics(&machine));
     }
-    Ok(outcome.code)
+    let replay = session.finish(&mut machine)?;
+    *shown = Some(console);
+    Ok((outcome.code, replay))
 }
 
 fn boot(options: &RunOptions) -> Result<Boot, Failure> {

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use undervisor_machine::{Host, Idle, Machine, Progress, StopReason, status};
 
 use crate::console::{Console, Key};
+use crate::error::Failure;
+use crate::observe::{Replay, Watch};
 use crate::options::IdleMode;
 use crate::stats;
 
@@ -35,6 +37,7 @@ pub struct Session {
     idle_run: u64,
     last: Progress,
     slept: Duration,
+    watch: Option<Watch>,
 }
 
 /// How a run ended.
@@ -59,6 +62,23 @@ impl Session {
             idle_run: 0,
             last: Progress::default(),
             slept: Duration::ZERO,
+            watch: None,
+        }
+    }
+
+    /// Have the run watched.
+    pub fn watch(&mut self, watch: Option<Watch>, machine: &mut Machine) {
+        if let Some(watch) = &watch {
+            watch.attach(machine);
+        }
+        self.watch = watch;
+    }
+
+    /// The run is over: what watched it says its last words. Whether a replay would tell more.
+    pub fn finish(&mut self, machine: &mut Machine) -> Result<Option<Replay>, Failure> {
+        match self.watch.take() {
+            Some(watch) => watch.finish(machine, &self.console),
+            None => Ok(None),
         }
     }
 
@@ -86,7 +106,11 @@ impl Session {
 
     /// The summary of `--stats`.
     pub fn statistics(&self, machine: &Machine) -> String {
-        stats::summary(machine, self.start.elapsed(), self.slept)
+        let mut text = stats::summary(machine, self.start.elapsed(), self.slept);
+        if let Some(watch) = &self.watch {
+            text.push_str(&watch.statistics(machine));
+        }
+        text
     }
 
     /// Host time since the start.

@@ -193,6 +193,7 @@ impl Machine {
             cpu.processors = slot.processors;
             cpu.debugger = std::mem::take(&mut slot.debugger);
             cpu.advance_to(self.clock);
+            cpu.observe(slot.observer.clone());
             // What the old one retired is already counted in `instructions`.
             *slot = cpu;
         }
@@ -435,6 +436,12 @@ impl Machine {
     /// Press the ACPI power button.
     pub fn press_power_button(&mut self) {
         self.board.press_power_button();
+    }
+    /// Have every processor watched by this observer, or by none. Nothing that a guest can observe depends on it.
+    pub fn observe(&mut self, observer: Option<undervisor_cpu::observe::SharedObserver>) {
+        for cpu in &mut self.cpus {
+            cpu.observe(observer.clone());
+        }
     }
     /// Set or lift the limit on instructions.
     pub fn set_instruction_limit(&mut self, limit: Option<u64>) {

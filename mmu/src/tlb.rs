@@ -138,6 +138,15 @@ impl Tlb {
         }
     }
 
+    /// Every translation of a space: its bank, linear page, and entry.
+    pub fn in_space(&self, space: u64) -> impl Iterator<Item = (usize, u64, TlbEntry)> + '_ {
+        self.entries
+            .iter()
+            .enumerate()
+            .filter(move |(_, e)| e.read != NEVER && e.read & !PAGE_MASK == space)
+            .map(|(i, e)| (i / BANK_ENTRIES, e.read & PAGE_MASK, *e))
+    }
+
     /// Drop everything.
     pub fn clear(&mut self) {
         self.entries.fill(TlbEntry::EMPTY);

@@ -6,11 +6,12 @@ use undervisor_core::{Cr0, Cr4, Efer, SvmFeatures};
 
 use crate::capabilities::Limits;
 use crate::controls::{event, extensions, nested, tlb, v_intr};
-use crate::fields::{Field, clean};
+use crate::fields::{FIELDS, Field, clean};
 use crate::reason;
 use crate::vmcb::Vmcb;
 
 /// What a check may look at.
+#[derive(Clone, Copy)]
 pub struct Context<'a> {
     pub vmcb: &'a Vmcb,
     pub limits: &'a Limits,
@@ -297,6 +298,34 @@ pub fn check(vmcb: &mut Vmcb, limits: &Limits, host_cr0: Cr0) -> Result<(), &'st
     }
     vmcb.checked = clean::ALL;
     Ok(())
+}
+
+/// A change of one bit that makes a check pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remedy {
+    pub field: Field,
+    pub bit: u8,
+    /// Set it; else clear it.
+    pub set: bool,
+}
+
+/// What would have let `failed` pass: single bits of the field that it names, then of the others that it looks at. Found by
+/// trying, so that no second description of a check can disagree with its test.
+pub fn remedies(failed: &Check, vmcb: &Vmcb, limits: &Limits, host_cr0: Cr0) -> Vec<Remedy> {
+    let mut copy = vmcb.clone();
+    let mut out = Vec::new();
+    let others = FIELDS.iter().map(|r| r.field).filter(|&f| f != failed.field && f.group != clean::NONE);
+    for field in std::iter::once(failed.field).chain(others) {
+        let old = vmcb.get(field);
+        for bit in 0..8 * field.size {
+            copy.set(field, old ^ 1 << bit);
+            if (failed.test)(&Context { vmcb: &copy, limits, host_cr0 }) {
+                out.push(Remedy { field, bit, set: old >> bit & 1 == 0 });
+            }
+        }
+        copy.set(field, old);
+    }
+    out
 }
 
 #[cfg(test)]

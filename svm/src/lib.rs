@@ -11,6 +11,7 @@ pub mod bitmaps;
 pub mod capabilities;
 pub mod checks;
 pub mod controls;
+pub mod describe;
 pub mod entry;
 pub mod exit;
 pub mod fields;

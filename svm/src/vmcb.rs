@@ -32,6 +32,11 @@ const STORES: [u16; 34] = [
     0x468, 0x480, 0x488, 0x4c8, 0x4d0, 0x548, 0x550, 0x558, 0x560, 0x568, 0x570, 0x578, 0x5d8, 0x5f8, 0x640,
 ];
 
+/// Whether #VMEXIT always writes this field.
+pub fn stored(f: Field) -> bool {
+    STORES.contains(&(f.offset & !7))
+}
+
 /// A cached VMCB.
 #[derive(Clone)]
 pub struct Vmcb {

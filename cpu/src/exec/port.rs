@@ -54,12 +54,18 @@ impl Cpu {
         let value = self.bus().port_read(now, port, size);
         self.bus_accessed();
         self.io_accessed(port, size);
+        if self.observing & crate::observe::want::IO != 0 {
+            self.observe_port(port, size, value, false);
+        }
         value
     }
 
     /// Write to a port; no checks.
     pub fn port_out(&mut self, port: u16, size: usize, value: u32) {
         let now = self.now();
+        if self.observing & crate::observe::want::IO != 0 {
+            self.observe_port(port, size, value, true);
+        }
         self.bus().port_write(now, port, size, value);
         self.bus_accessed();
         self.io_accessed(port, size);

@@ -9,6 +9,7 @@ use undervisor_core::{
 use crate::cpu::{Cpu, Exec, attention};
 use crate::events::{self, Origin};
 use crate::exec::Row;
+use crate::observe::want;
 use crate::paging::Access;
 
 pub fn lookup(insn: &Instruction) -> Option<Row> {
@@ -463,6 +464,9 @@ fn rdmsr(cpu: &mut Cpu, _: &Instruction) -> Exec {
     let msr = cpu.gpr(Register::ECX) as u32;
     cpu.intercept(Intercept::Rdmsr(msr))?;
     let value = cpu.read_msr(msr)?;
+    if cpu.observing & want::MSR != 0 {
+        cpu.observe_msr(msr, value, false);
+    }
     set_edx_eax(cpu, value);
     Ok(())
 }
@@ -472,6 +476,9 @@ fn wrmsr(cpu: &mut Cpu, _: &Instruction) -> Exec {
     let msr = cpu.gpr(Register::ECX) as u32;
     let value = edx_eax(cpu);
     cpu.intercept(Intercept::Wrmsr { msr, value })?;
+    if cpu.observing & want::MSR != 0 {
+        cpu.observe_msr(msr, value, true);
+    }
     cpu.write_msr(msr, value)
 }
 

@@ -10,6 +10,7 @@ pub mod vmx;
 use undervisor_core::{Event, Exception, Intercept, Rflags, Vendor};
 
 use crate::cpu::{Cpu, Exec, Stop};
+use crate::observe::want;
 use crate::paging::{NestedCause, NestedFault};
 
 /// Virtualization state of a processor.
@@ -116,6 +117,9 @@ impl Cpu {
     /// The second-level translation of an access failed. Always exits (or becomes #VE).
     #[cold]
     pub fn nested_fault(&mut self, fault: &NestedFault) -> Stop {
+        if self.observing & want::EPT != 0 {
+            self.observe_nested_fault(fault);
+        }
         match &fault.cause {
             NestedCause::Ept(exit) => self.vmx_ept_exit(exit, fault),
             NestedCause::Npt(exit) => self.svm_nested_page_fault(exit, fault),

@@ -16,6 +16,7 @@ use undervisor_machine::{Image, MachineConfig, Model, StopReason};
 
 use crate::console::Console;
 use crate::error::Failure;
+use crate::observe::Watch;
 use crate::options::{DemoOptions, DemoVendor, IdleMode};
 use crate::session::Session;
 use crate::wiring::Boxed;
@@ -39,6 +40,8 @@ pub fn run(options: &DemoOptions) -> Result<u8, Failure> {
         .instruction_limit(INSTRUCTION_LIMIT)
         .build()?;
     let mut session = Session::new(console.clone(), Some(Duration::from_secs(600)), IdleMode::Jump);
+    let watch = Watch::new(&options.observe, options.stats, &console)?;
+    session.watch(watch, &mut machine);
     let outcome = session.run(&mut machine);
     let exits: u64 = machine.cpus().iter().map(|c| c.counters.vm_exits).sum();
     drop(terminal);
@@ -63,6 +66,7 @@ pub fn run(options: &DemoOptions) -> Result<u8, Failure> {
     if options.stats {
         console.message(&session.statistics(&machine));
     }
+    session.finish(&mut machine)?;
     Ok(outcome.code)
 }
 

@@ -6,6 +6,7 @@
 pub mod controls;
 mod guest;
 mod host;
+pub mod remedy;
 mod segments;
 pub mod state;
 
@@ -21,6 +22,7 @@ use crate::memory::Memory;
 use crate::vmcs::Vmcs;
 
 /// What a check may look at.
+#[derive(Clone, Copy)]
 pub struct Context<'a> {
     pub vmcs: &'a Vmcs,
     pub capabilities: &'a Capabilities,

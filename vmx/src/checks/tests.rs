@@ -414,3 +414,22 @@ fn every_check_has_its_case() {
         }
     }
 }
+
+#[test]
+fn remedies_name_the_bits_that_would_do() {
+    // "Virtual NMIs need NMI exiting": either bit of the pin-based controls, nothing else.
+    let mut v = Vmcs::default();
+    v.put(Field::PIN_BASED_CONTROLS, (crate::controls::pin::VIRTUAL_NMIS) as u64);
+    let table = &controls::EXECUTION;
+    let check = table.checks.iter().find(|c| c.name == "virtual-nmis-need-nmi-exiting").unwrap();
+    let failure = Failure { table, check, value: v.get(check.field) };
+    let (capabilities, memory, state) = (
+        Capabilities::new(undervisor_core::VmxFeatures::everything(), Default::default()),
+        Words::new(0x1000),
+        CpuState::new(),
+    );
+    let context = Context { vmcs: &v, capabilities: &capabilities, state: &state, memory: &memory, current: 0 };
+    let found = remedy::remedies(&failure, &context);
+    let expect = |bit, set| remedy::Remedy { field: Field::PIN_BASED_CONTROLS, bit, set };
+    assert_eq!(found, [expect(3, true), expect(5, false)]);
+}

@@ -9,6 +9,7 @@ use undervisor_svm::exit::{ExitInformation, record};
 use undervisor_svm::{Field, reason};
 
 use crate::cpu::{Cpu, Exec, Stop, attention};
+use crate::observe::want;
 use crate::paging::Nested;
 
 impl Cpu {
@@ -18,6 +19,10 @@ impl Cpu {
         let features = limits.features;
         let shared = self.shared.clone();
         let memory = &shared.memory;
+        let (from, now) = (self.svm_rip(), self.now());
+        if self.observing != 0 {
+            self.observe_vmrun(address);
+        }
         let seam = &mut self.virt.svm;
         if seam.report_stale && features.contains(SvmFeatures::VMCB_CLEAN) {
             seam.stale |= seam.vmcb.stale(memory, address);
@@ -26,6 +31,9 @@ impl Cpu {
         seam.host.save(&self.state);
         if let Err(failed) = check(&mut seam.vmcb, &limits, self.state.cr0) {
             seam.refused = Some(failed.name);
+            if self.observing != 0 {
+                self.observe_svm_refused(Some(failed), from);
+            }
             self.svm_refuse();
             return Ok(());
         }
@@ -61,7 +69,11 @@ impl Cpu {
         } else if self.load_pdptes(self.state.cr3, self.state.cr0, self.state.cr4).is_err() {
             self.virt.svm.refused = Some("PDPTEs");
             self.svm_leave_guest();
+            let address = self.virt.svm.vmcb.address();
             self.svm_refuse();
+            if self.observing != 0 {
+                self.observe_svm_pdptes(address, from);
+            }
             return Ok(());
         }
         let seam = &mut self.virt.svm;
@@ -89,6 +101,17 @@ impl Cpu {
             bits |= attention::DEBUG;
         }
         self.attend(bits);
+        if self.observing != 0 {
+            let info = self.virt.svm.vmcb.get(Field::EVENTINJ) as u32;
+            self.observe_entry(now, 2, from, crate::observe::injected(info));
+            if self.observing & want::LINT != 0 {
+                self.lint_svm_entry(from);
+            }
+            let control = self.virt.svm.vmcb.get(Field::TLB_CONTROL);
+            if self.observing & want::FLUSHES != 0 && control != tlb::NOTHING {
+                self.observe_flush(3, control, asid as u64);
+            }
+        }
         self.svm_inject()
     }
 

@@ -8,6 +8,7 @@ use undervisor_svm::{Field, reason};
 
 use crate::cpu::{Cpu, Exec, attention};
 use crate::exec::Row;
+use crate::observe::want;
 use crate::paging::{Access, Nested};
 
 /// Rows of this group.
@@ -131,6 +132,9 @@ fn invalidate(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     cpu.intercept(Intercept::Invlpga)?;
     let linear = rax(cpu, insn);
     let asid = cpu.gpr(Register::ECX) as u32;
+    if cpu.observing & want::FLUSHES != 0 {
+        cpu.observe_flush(2, asid as u64, linear);
+    }
     cpu.flush_page_of(asid, linear);
     Ok(())
 }

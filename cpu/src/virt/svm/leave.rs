@@ -30,6 +30,9 @@ impl Cpu {
         let shared = self.shared.clone();
         let delivering: Option<Event> = self.virt.delivering.take();
         let cpl = self.interrupted_cpl();
+        if self.observing != 0 {
+            self.observe_svm_exit(exit, rip, delivering.as_ref());
+        }
         self.virt.interrupted_cpl = None;
         self.virt.nmi_unblocked_by_iret = false;
         let np = matches!(self.translations.nested, Nested::Npt(_));

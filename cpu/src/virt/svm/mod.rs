@@ -78,7 +78,7 @@ impl Cpu {
     }
 
     /// The model's limits, worked out once.
-    fn svm_limits(&mut self) -> Limits {
+    pub(crate) fn svm_limits(&mut self) -> Limits {
         if let Some(limits) = self.virt.svm.limits {
             return limits;
         }

@@ -10,6 +10,7 @@ use undervisor_vmx::reason::{ENTRY_FAILURE, basic, error};
 use undervisor_vmx::{ExitInformation, Field, Memory, msr_area};
 
 use crate::cpu::{Cpu, Exec, attention};
+use crate::observe::{injected as injected_event, want};
 use crate::paging::Nested;
 
 impl Cpu {
@@ -42,24 +43,34 @@ impl Cpu {
             Ok(()) => {}
             Err(Refusal::Fail(number, failure)) => {
                 x.refusal = Some(failure);
-                self.vmx_fail(number);
+                if self.observing != 0 {
+                    self.observe_vmx_refused(&failure, number as u64);
+                }
+                self.vmx_fail_checked(number);
                 self.debug_entry_failed(|cpu| format!("VMfail {number}: {}", cpu.vmx_refusal()));
                 return Ok(());
             }
             Err(Refusal::Exit(information, failure)) => {
                 x.refusal = Some(failure);
+                if self.observing != 0 {
+                    self.observe_vmx_refused(&failure, information.reason as u64);
+                }
                 self.vmx_entry_failed(&information);
                 self.debug_entry_failed(|cpu| format!("exit reason {:#x}: {}", information.reason, cpu.vmx_refusal()));
                 return Ok(());
             }
         }
         let (now, tsc) = (self.now(), self.tsc());
+        let from = self.vmx_rip();
         load_guest(&self.virt.vmx.vmcs, &mut self.state, memory);
         self.current = std::ptr::null();
         let count = self.virt.vmx.vmcs.get32(Field::ENTRY_MSR_LOAD_COUNT);
         if count != 0 {
             let area = self.virt.vmx.vmcs.get(Field::ENTRY_MSR_LOAD_ADDRESS);
             if let Err(n) = msr_area::load(memory, area, count, |msr, value| self.write_msr(msr, value).is_ok()) {
+                if self.observing != 0 {
+                    self.observe_msr_load_failed(n as u64, area, from);
+                }
                 self.vmx_entry_failed(&ExitInformation::qualified(basic::MSR_LOAD | ENTRY_FAILURE, n as u64));
                 self.debug_entry_failed(|_| format!("entry {n} of the VM-entry MSR-load area cannot be loaded"));
                 return Ok(());
@@ -67,7 +78,7 @@ impl Cpu {
         }
         self.counters.vm_entries += 1;
         self.virt.vmx.vmcs.launched = true;
-        self.vmx_entered(&*shared, now, tsc)
+        self.vmx_entered(&*shared, now, tsc, from, launch)
     }
 
     /// What the check said that refused the last entry.
@@ -76,7 +87,7 @@ impl Cpu {
     }
 
     /// The guest's state is loaded: what surrounds it.
-    fn vmx_entered(&mut self, memory: &dyn Memory, now: u64, tsc: u64) -> Exec {
+    fn vmx_entered(&mut self, memory: &dyn Memory, now: u64, tsc: u64, from: u64, launch: bool) -> Exec {
         let v = &self.virt.vmx.vmcs;
         let vpid = v.vpid();
         let eptp = v.ept().then(|| v.get(Field::EPT_POINTER));
@@ -152,6 +163,12 @@ impl Cpu {
             bits |= attention::DEBUG;
         }
         self.attend(bits);
+        if self.observing != 0 {
+            self.observe_entry(now, u64::from(!launch), from, injected_event(info));
+            if self.observing & want::LINT != 0 {
+                self.lint_vmx_entry(from);
+            }
+        }
         if injected && interruption::kind(info) != interruption::OTHER {
             return self.vmx_inject(info);
         }

@@ -12,6 +12,7 @@ use undervisor_vmx::{Capabilities, ExitInformation, Field, VmxFeatures, bitmaps,
 use super::operand::{displacement, operand_information, register};
 use crate::cpu::{Cpu, Exec};
 use crate::exec::Row;
+use crate::observe::want;
 
 /// Rows of the VMX instructions.
 pub fn lookup(insn: &Instruction) -> Option<Row> {
@@ -40,12 +41,25 @@ impl Cpu {
     }
     /// VMfailInvalid.
     pub(super) fn vmx_fail_invalid(&mut self) {
+        if self.observing != 0 {
+            self.observe_vm_fail(None);
+        }
+        self.vmx_fail_flags();
+    }
+    fn vmx_fail_flags(&mut self) {
         self.state.set_status(Rflags::STATUS.bits(), Rflags::CF.bits());
     }
     /// VMfail: VMfailValid with this error if there is a current VMCS.
     pub(super) fn vmx_fail(&mut self, number: u32) {
+        if self.observing != 0 {
+            self.observe_vm_fail(Some(number));
+        }
+        self.vmx_fail_checked(number);
+    }
+    /// VMfail whose cause the observer knows already.
+    pub(super) fn vmx_fail_checked(&mut self, number: u32) {
         if self.virt.vmx.current == NO_VMCS {
-            return self.vmx_fail_invalid();
+            return self.vmx_fail_flags();
         }
         self.virt.vmx.vmcs.put(Field::INSTRUCTION_ERROR, number as u64);
         self.state.set_status(Rflags::STATUS.bits(), Rflags::ZF.bits());
@@ -143,6 +157,9 @@ fn vmxon(cpu: &mut Cpu, insn: &Instruction) -> Exec {
 fn vmxoff(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     cpu.vmx_admit(insn, basic::VMXOFF, None)?;
     cpu.vmx_write_back();
+    if cpu.observing & want::LINT != 0 {
+        cpu.lint_vmxoff();
+    }
     let x = &mut cpu.virt.vmx;
     x.on = false;
     x.current = NO_VMCS;
@@ -168,6 +185,9 @@ fn vmclear(cpu: &mut Cpu, insn: &Instruction) -> Exec {
             cpu.virt.vmx.current = NO_VMCS;
         } else {
             clear_launch_state(&*shared, pointer);
+        }
+        if cpu.observing & want::LINT != 0 {
+            cpu.lint_vmclear(pointer);
         }
         cpu.vmx_succeed();
     }
@@ -199,6 +219,9 @@ fn vmptrld(cpu: &mut Cpu, insn: &Instruction) -> Exec {
         x.current = pointer;
     }
     cpu.virt.vmx.current_is_shadow = word & SHADOW != 0;
+    if cpu.observing & want::LINT != 0 {
+        cpu.lint_vmptrld(pointer);
+    }
     cpu.vmx_succeed();
     Ok(())
 }
@@ -252,6 +275,9 @@ fn vmread(cpu: &mut Cpu, insn: &Instruction) -> Exec {
         cpu.virt.vmx.vmcs.read(field, high)
     };
     cpu.set_operand(insn, 0, value & mask)?;
+    if cpu.observing & (want::VMREAD | want::LINT) != 0 {
+        cpu.observe_vmread(region, field, high, value & mask);
+    }
     cpu.vmx_succeed();
     Ok(())
 }
@@ -291,6 +317,9 @@ fn vmwrite(cpu: &mut Cpu, insn: &Instruction) -> Exec {
         if cpu.debugger.fields {
             cpu.debug_field_written(field);
         }
+    }
+    if cpu.observing & (want::VMWRITE | want::EXPLAIN) != 0 {
+        cpu.observe_vmwrite(region, field, high, value);
     }
     cpu.vmx_succeed();
     Ok(())
@@ -360,6 +389,9 @@ fn invept(cpu: &mut Cpu, insn: &Instruction) -> Exec {
         return Ok(());
     }
     let (_, eptp, _) = invalidation(cpu, insn)?;
+    if cpu.observing & want::FLUSHES != 0 {
+        cpu.observe_flush(0, kind, eptp);
+    }
     if kind == 1 {
         if !eptp_allowed(&capabilities, eptp) {
             cpu.vmx_fail(error::INVALIDATION_OPERAND);
@@ -397,6 +429,9 @@ fn invvpid(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     if first >> 16 != 0 || (kind != 2 && vpid == 0) || (kind == 0 && !capabilities.canonical(linear)) {
         cpu.vmx_fail(error::INVALIDATION_OPERAND);
         return Ok(());
+    }
+    if cpu.observing & want::FLUSHES != 0 {
+        cpu.observe_flush(1, kind, if kind == 0 { linear } else { vpid });
     }
     match kind {
         0 => cpu.flush_page(linear),

@@ -93,6 +93,9 @@ impl Cpu {
                 flags = flags & !Rflags::RF.bits() | self.state.rflags() & Rflags::RF.bits();
             }
         }
+        if self.observing != 0 {
+            self.observe_vmx_exit(&information, rip);
+        }
         self.virt.interrupted_cpl = None;
         self.virt.nmi_unblocked_by_iret = false;
         let leaving = self.vmx_leaving(&information, rip, flags);
@@ -192,6 +195,9 @@ impl Cpu {
 
     /// VMX abort (SDM vol. 3, VMX Aborts): the processor shuts down, and says why in the VMCS region.
     pub(super) fn vmx_abort(&mut self, indicator: u32) -> Stop {
+        if self.observing != 0 {
+            self.observe_abort(indicator);
+        }
         let shared = self.shared.clone();
         let current = self.virt.vmx.current;
         if current != NO_VMCS {
