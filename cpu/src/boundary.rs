@@ -168,7 +168,10 @@ impl Cpu {
         if !stepping && !watched.code && !watched.data && !watched.io {
             self.attention &= !attention::DEBUG;
         }
-        if watched.code && !self.state.flag(Rflags::RF) && !self.state.shadow.mov_ss {
+        // MOV SS holds back instruction breakpoints on Intel's processors only (SDM vol. 3, Masking Exceptions and Interrupts When
+        // Switching Stacks; APM vol. 2, Interrupt Masking: an interrupt shadow is for interrupts and traps).
+        let held = self.state.shadow.mov_ss && !self.is_amd();
+        if watched.code && !self.state.flag(Rflags::RF) && !held {
             let linear = self.linear_ip(self.state.rip());
             let hit = self.code_breakpoints_at(linear);
             if hit != 0 {

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use undervisor_core::{Cr0, Cr4, Rflags, SegReg, Vendor, regs};
 
 use crate::cache::{Block, MAX_BLOCK, Slow};
@@ -182,6 +182,9 @@ impl Cpu {
                     return Err(self.gp(0));
                 }
             }
+            if matches!(insn.code(), Code::Jmp_m1632 | Code::Call_m1632) && mode.is64() {
+                insn = wide_far_branch(&page[at..at + insn.len()], at as u64);
+            }
             at += insn.len();
             insns.push(insn);
             if second_page.is_some() || at >= room || self.ends_block(&insn) {
@@ -256,6 +259,12 @@ impl Cpu {
         b.push_slow(Row { ends, ..row }, insn, index);
         ends
     }
+}
+
+/// A far branch through memory in 64-bit mode. AMD's manual has no 64-bit offsets there, whatever REX.W says (APM vol. 3, JMP (Far)), but
+/// hypervisors' emulators take them on either vendor's processor, test suites expect them, and nothing else encodes REX.W.
+fn wide_far_branch(bytes: &[u8], ip: u64) -> Instruction {
+    Decoder::with_ip(64, bytes, ip, DecoderOptions::NONE).decode()
 }
 
 /// For each instruction, the status flags that someone may look at after it: a later instruction, or a handler of a fault, exit

@@ -241,6 +241,57 @@ fn breakpoints() {
 }
 
 #[test]
+fn instruction_breakpoints_after_mov_ss() {
+    for amd in [false, true] {
+        let mut c = system(64);
+        if amd {
+            make_amd(&mut c);
+        }
+        c.state.dr[0] = CODE + 2;
+        c.write_dr7(2);
+        c.state.set_gpr(regs::RAX, sel::DATA0 as u64);
+        // mov ss, eax; nop; hlt
+        run(&mut c, &[0x8e, 0xd0, 0x90, 0xf4], 100);
+        if amd {
+            handled(&c, Vector::DB);
+            assert_eq!(peek64(&c, c.state.gpr(regs::RSP)), CODE + 2);
+        } else {
+            assert_eq!(c.state.rip(), CODE + 4);
+        }
+    }
+}
+
+#[test]
+fn sysret_traps_by_the_flag_it_loads() {
+    let mut c = system(64);
+    c.state.efer |= Efer::SCE;
+    c.state.msrs.star = 0x13 << 48;
+    c.state.set_gpr(regs::RCX, CODE + 3);
+    c.state.set_gpr(regs::R11, (Rflags::TF.bits()) | 2);
+    // sysretq; nop; nop
+    run(&mut c, &[0x48, 0x0f, 0x07, 0x90, 0x90], 100);
+    handled(&c, Vector::DB);
+    assert_eq!(peek64(&c, c.state.gpr(regs::RSP)), CODE + 3);
+    assert_eq!(c.state.dr6 >> 14 & 1, 1);
+}
+
+#[test]
+fn far_jumps_take_64_bit_offsets() {
+    for amd in [false, true] {
+        let mut c = system(64);
+        if amd {
+            make_amd(&mut c);
+        }
+        poke64(&c, 0x7000, CODE + 5);
+        poke64(&c, 0x7008, sel::CODE0 as u64);
+        c.state.set_gpr(regs::RBX, 0x7000);
+        // rex.w jmp far [rbx]; hlt; nop; hlt
+        run(&mut c, &[0x48, 0xff, 0x2b, 0xf4, 0x90, 0xf4], 100);
+        assert_eq!(c.state.rip(), CODE + 6);
+    }
+}
+
+#[test]
 fn interrupts_wait_for_the_sti_shadow() {
     let mut c = system(64);
     c.apic.svr = 0x1ff;

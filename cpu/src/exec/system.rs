@@ -3,7 +3,7 @@
 
 use iced_x86::{Code, Instruction, Mnemonic as M, Register};
 use undervisor_core::{
-    Activity, Cr4, Efer, Event, EventKind, Intercept, Rflags, SegReg, Segment, Vector, model::Feature, regs,
+    Activity, Cr4, Dr6, Efer, Event, EventKind, Intercept, Rflags, SegReg, Segment, Vector, model::Feature, regs,
 };
 
 use crate::cpu::{Cpu, Exec, attention};
@@ -135,6 +135,10 @@ fn sysret(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     cpu.notes.rf_loaded = true;
     cpu.privilege_changed();
     cpu.flags_loaded();
+    // SYSRET traps by the TF that it loads, without one before it too (see `late_trap`).
+    if cpu.state.flag(Rflags::TF) {
+        cpu.pend_debug(Dr6::BS.bits());
+    }
     Ok(())
 }
 
