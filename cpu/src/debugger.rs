@@ -5,6 +5,7 @@
 //! TLB. A stop in the middle of a block remembers how much of the block is left, and the processor goes on to the block's end an
 //! instruction at a time, looking at events only there, as it would have without the stop.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use undervisor_vmx::Field;
@@ -46,6 +47,8 @@ pub struct Points {
     pub physical: Vec<(u64, u64)>,
     /// Stop at VM exits with this basic reason or exit code; `None`: any.
     pub exits: Vec<Option<u64>>,
+    /// Count VM exits in `Debugger::exit_counts`.
+    pub count_exits: bool,
     /// Stop at VM entries and VMRUNs that fail.
     pub entry_failures: bool,
     /// Stop after VMWRITE to one of these.
@@ -62,6 +65,7 @@ impl Default for Points {
             data: Vec::new(),
             physical: Vec::new(),
             exits: Vec::new(),
+            count_exits: false,
             entry_failures: false,
             fields: Vec::new(),
             planted: [0; 64],
@@ -132,10 +136,12 @@ pub struct Debugger {
     pub(crate) code: bool,
     /// Some data is watched, by either kind of address.
     pub(crate) watching: bool,
-    /// VM exits or failed entries are looked at.
+    /// VM exits are looked at.
     pub(crate) exits: bool,
     /// VMWRITEs are looked at.
     pub(crate) fields: bool,
+    /// VM exits by basic reason or exit code, if they are counted.
+    pub exit_counts: BTreeMap<u64, u64>,
     /// Why the processor last stopped; the debugger takes it.
     pub stop: Option<DebugStop>,
     /// One instruction is to be executed.
@@ -193,7 +199,7 @@ impl Cpu {
         d.points = points.clone();
         d.code = points.planted != [0; 64];
         d.watching = !points.data.is_empty() || !points.physical.is_empty();
-        d.exits = !points.exits.is_empty() || points.entry_failures;
+        d.exits = !points.exits.is_empty() || points.count_exits;
         d.fields = !points.fields.is_empty();
     }
 
@@ -277,6 +283,9 @@ impl Cpu {
 
     #[cold]
     fn debug_exit_slowly(&mut self, reason: u64) {
+        if self.debugger.points.count_exits {
+            *self.debugger.exit_counts.entry(reason).or_default() += 1;
+        }
         if self.debugger.points.exits.iter().any(|e| e.is_none_or(|r| r == reason)) {
             self.debug_stop_after(DebugStop::Exit { reason });
         }

@@ -21,6 +21,7 @@ pub mod events;
 pub mod exec;
 pub mod float;
 pub mod hot;
+pub mod inspect;
 pub mod model;
 pub mod monitor;
 pub mod msr;

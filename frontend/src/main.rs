@@ -6,6 +6,7 @@ mod cpu_info;
 mod demo;
 mod disks;
 mod error;
+mod gdb;
 mod observe;
 mod options;
 mod run;

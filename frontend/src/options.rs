@@ -106,6 +106,18 @@ pub struct RunOptions {
     pub limits: LimitOptions,
     #[command(flatten)]
     pub observe: ObserveOptions,
+    #[command(flatten)]
+    pub gdb: GdbOptions,
+}
+
+#[derive(Debug, Default, Args)]
+pub struct GdbOptions {
+    /// Serve gdb and lldb at PORT or HOST:PORT; the machine waits for the debugger before its first instruction.
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "127.0.0.1:1234")]
+    pub gdb: Option<String>,
+    /// With --gdb: do not wait for the debugger, which may come at any time.
+    #[arg(long, requires = "gdb")]
+    pub gdb_live: bool,
 }
 
 #[derive(Debug, Args)]
@@ -171,6 +183,8 @@ pub struct DemoOptions {
     pub stats: bool,
     #[command(flatten)]
     pub observe: ObserveOptions,
+    #[command(flatten)]
+    pub gdb: GdbOptions,
 }
 
 /// Whether and how failures are explained.

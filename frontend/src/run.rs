@@ -6,6 +6,7 @@ use undervisor_machine::{Boot, Image, Kernel, Machine, MachineConfig, NullBacken
 
 use crate::console::Console;
 use crate::error::Failure;
+use crate::gdb::Server;
 use crate::observe::{Replay, Watch};
 use crate::options::RunOptions;
 use crate::session::Session;
@@ -73,6 +74,7 @@ fn first(options: &RunOptions, shown: &mut Option<Console>) -> Result<(u8, Optio
     let disks = options.disk.iter().map(|d| crate::disks::open(d)).collect::<Result<Vec<_>, _>>()?;
 
     let reads = serial.iter().chain(&virtio_console).any(|w| *w == Where::Stdio);
+    let server = Server::open(&options.gdb)?;
     let (console, terminal) = Console::open(reads, !options.limits.no_status).map_err(Failure::Terminal)?;
     let mut config = MachineConfig::new()
         .memory(options.machine.memory)
@@ -108,7 +110,7 @@ fn first(options: &RunOptions, shown: &mut Option<Console>) -> Result<(u8, Optio
     let mut session = Session::new(console.clone(), time_limit, options.limits.idle);
     let watch = Watch::new(&options.observe, options.limits.stats, &console)?;
     session.watch(watch, &mut machine);
-    let outcome = session.run(&mut machine);
+    let outcome = session.run_with(server, &mut machine);
     drop(terminal);
     if outcome.code != 0 && outcome.code & 1 == 0 {
         console.message(&format!("undervisor: {}", outcome.message));

@@ -6,6 +6,7 @@ use undervisor_machine::{Host, Idle, Machine, Progress, StopReason, status};
 
 use crate::console::{Console, Key};
 use crate::error::Failure;
+use crate::gdb::Server;
 use crate::observe::{Replay, Watch};
 use crate::options::IdleMode;
 use crate::stats;
@@ -84,24 +85,51 @@ impl Session {
 
     /// Run to the end.
     pub fn run(&mut self, machine: &mut Machine) -> Outcome {
-        let outcome = loop {
+        loop {
             let reason = machine.run(self);
-            if reason != StopReason::Host {
-                break Outcome { reason, code: reason.exit_status(), message: reason.to_string() };
+            if let Some(outcome) = self.ended(machine, reason) {
+                return outcome;
             }
+        }
+    }
+
+    /// [`Machine::run`] has returned: how the run ended; or do what the user asked for, and it goes on.
+    pub fn ended(&mut self, machine: &mut Machine, reason: StopReason) -> Option<Outcome> {
+        let outcome = if reason != StopReason::Host {
+            Outcome { reason, code: reason.exit_status(), message: reason.to_string() }
+        } else {
             match self.asked.take() {
-                Some(Asked::PowerButton) => machine.press_power_button(),
-                Some(Asked::Statistics) => self.console.message(&self.statistics(machine)),
+                Some(Asked::PowerButton) => {
+                    machine.press_power_button();
+                    return None;
+                }
+                Some(Asked::Statistics) => {
+                    self.console.message(&self.statistics(machine));
+                    return None;
+                }
                 Some(Asked::TimeLimit) => {
                     let limit = self.deadline.map_or(0.0, |d| (d - self.start).as_secs_f64());
                     let message = format!("time limit of {limit} s reached");
-                    break Outcome { reason, code: status::TIME_LIMIT, message };
+                    Outcome { reason, code: status::TIME_LIMIT, message }
                 }
-                Some(Asked::Quit) | None => break Outcome { reason, code: 0, message: "quit from the terminal".into() },
+                Some(Asked::Quit) | None => Outcome { reason, code: 0, message: "quit from the terminal".into() },
             }
         };
         self.console.end_status();
-        outcome
+        Some(outcome)
+    }
+
+    /// Run to the end, with a debugger if one may come.
+    pub fn run_with(&mut self, server: Option<Server>, machine: &mut Machine) -> Outcome {
+        match server {
+            Some(server) => server.run(self, machine),
+            None => self.run(machine),
+        }
+    }
+
+    /// Print a message of ours.
+    pub fn message(&self, text: &str) {
+        self.console.message(text);
     }
 
     /// The summary of `--stats`.

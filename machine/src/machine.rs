@@ -64,8 +64,10 @@ pub struct Machine {
     /// Processors that had nothing to do when last asked and that nothing has addressed since.
     waiting: Vec<bool>,
     next_slot: usize,
-    /// A slice that the debugger cut short: the processor and the slice's end.
-    cut: Option<(usize, Time)>,
+    /// Slices that the debugger cut short, the latest last: the processor and the slice's end.
+    cut: Vec<(usize, Time)>,
+    /// The debugger lets no other processor run.
+    alone: Option<usize>,
 }
 
 impl Machine {
@@ -125,7 +127,8 @@ impl Machine {
             turn: 0,
             waiting: vec![false; config.cpus],
             next_slot: FIRST_SLOT,
-            cut: None,
+            cut: Vec::new(),
+            alone: None,
         };
         let most = LAST_SLOT + 1 - FIRST_SLOT;
         if config.pci.len() > most {
@@ -229,7 +232,8 @@ impl Machine {
 
     /// One step of the machine's loop: a slice of one processor, or a jump in time.
     fn advance_by(&mut self, stop: Time, host: &mut dyn Host) -> Option<StopReason> {
-        if let Some((index, limit)) = self.cut.take() {
+        if let Some(at) = self.cut.iter().rposition(|&(index, _)| self.alone.is_none_or(|a| a == index)) {
+            let (index, limit) = self.cut.remove(at);
             return self.slice(index, limit);
         }
         if let Some(request) = self.board.take_request() {
@@ -288,7 +292,7 @@ impl Machine {
     /// The next processor in turn that may have something to do.
     fn next_processor(&mut self) -> Option<usize> {
         let n = self.cpus.len();
-        (0..n).map(|i| (self.turn + i) % n).find(|&i| !self.waiting[i])
+        (0..n).map(|i| (self.turn + i) % n).find(|&i| !self.waiting[i] && self.alone.is_none_or(|a| a == i))
     }
 
     fn slice(&mut self, index: usize, limit: Time) -> Option<StopReason> {
@@ -303,7 +307,7 @@ impl Machine {
         self.instructions += cpu.retired() - before;
         self.clock = self.clock.max(cpu.now());
         if exit == RunExit::Debugger {
-            self.cut = Some((index, limit));
+            self.cut.push((index, limit));
             return Some(StopReason::Debugger { cpu: index });
         }
         self.turn = (index + 1) % self.cpus.len();
@@ -415,8 +419,10 @@ impl Machine {
         }
         self.cpus.iter_mut().for_each(|cpu| cpu.set_debug_points(points));
     }
-    /// A debugger lets the machine go on: `step` names a processor that is to stop after one instruction.
-    pub fn debug_resume(&mut self, step: Option<usize>) {
+    /// A debugger lets the machine go on: `step` names a processor that is to stop after one instruction, `alone` one without which
+    /// nothing is to run.
+    pub fn debug_resume(&mut self, step: Option<usize>, alone: Option<usize>) {
+        self.alone = alone;
         for (index, cpu) in self.cpus.iter_mut().enumerate() {
             cpu.debug_resume(step == Some(index));
         }

@@ -16,6 +16,7 @@ use undervisor_machine::{Image, MachineConfig, Model, StopReason};
 
 use crate::console::Console;
 use crate::error::Failure;
+use crate::gdb::Server;
 use crate::observe::Watch;
 use crate::options::{DemoOptions, DemoVendor, IdleMode};
 use crate::session::Session;
@@ -31,6 +32,7 @@ pub fn run(options: &DemoOptions) -> Result<u8, Failure> {
         DemoVendor::Amd => Model::epyc_milan(),
     };
     let image = assemble().map_err(|e| Failure::Option { option: "demo", value: String::new(), why: e.to_string() })?;
+    let server = Server::open(&options.gdb)?;
     let (console, terminal) = Console::open(true, false).map_err(Failure::Terminal)?;
     let mut machine = MachineConfig::new()
         .memory(64 << 20)
@@ -42,7 +44,7 @@ pub fn run(options: &DemoOptions) -> Result<u8, Failure> {
     let mut session = Session::new(console.clone(), Some(Duration::from_secs(600)), IdleMode::Jump);
     let watch = Watch::new(&options.observe, options.stats, &console)?;
     session.watch(watch, &mut machine);
-    let outcome = session.run(&mut machine);
+    let outcome = session.run_with(server, &mut machine);
     let exits: u64 = machine.cpus().iter().map(|c| c.counters.vm_exits).sum();
     drop(terminal);
     if outcome.reason == StopReason::PowerOff {
@@ -156,7 +158,7 @@ mod tests {
                 }
                 stops += 1;
                 // Then some steps, then on; and once all is proven, no more stops.
-                watched.debug_resume((stops % 7 < 4).then_some(cpu));
+                watched.debug_resume((stops % 7 < 4).then_some(cpu), None);
                 if stops == 20_000 {
                     watched.set_debug_points(&Rc::new(Points::default()), false);
                 }
