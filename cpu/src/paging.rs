@@ -67,7 +67,24 @@ struct FetchEntry {
 }
 
 const FETCH_ENTRIES: usize = 256;
-const LARGE_WORDS: usize = 64;
+const LARGE_REGIONS: usize = 512;
+
+/// Which 4 KiB fragments of a 2 MiB region have been filled from a large page.
+#[derive(Clone, Copy, Default)]
+struct LargeRegion {
+    /// Linear address / 2 MiB, plus 1; 0: an empty slot.
+    region: u64,
+    pages: [u64; 8],
+}
+
+impl LargeRegion {
+    /// The linear addresses of the fragments.
+    fn fragments(self) -> impl Iterator<Item = u64> {
+        let first = self.region.wrapping_sub(1) << 21;
+        let used = if self.region == 0 { 0 } else { 512u64 };
+        (0..used).filter(move |i| self.pages[*i as usize / 64] >> (i % 64) & 1 != 0).map(move |i| first + (i << 12))
+    }
+}
 
 /// Translation state of a processor, data TLB apart.
 pub struct Translations {
@@ -80,9 +97,10 @@ pub struct Translations {
     /// Paging mode and rules, derived from the control registers.
     pub paging: Paging,
     fetches: Box<[[FetchEntry; FETCH_ENTRIES]; 2]>,
-    /// Which 2 MiB regions (hashed) have been mapped by a large page, so that INVLPG must drop more than one page.
-    large: [u64; LARGE_WORDS],
-    /// Likewise for regions of 1 GiB.
+    /// What came from large pages, by 2 MiB region (hashed), so that INVLPG drops every fragment of one and no more. A region
+    /// that must give way to another is dropped from the TLBs.
+    large: Box<[LargeRegion]>,
+    /// Which regions of 1 GiB (hashed) have been mapped by one page.
     huge: u64,
     limits: Limits,
     /// AVIC: the guest-physical page of the guest's APIC, and the backing page behind it; all ones without AVIC.
@@ -98,7 +116,7 @@ impl Default for Translations {
             tag: 0,
             paging: Paging::default(),
             fetches: Box::new([[FetchEntry::default(); FETCH_ENTRIES]; 2]),
-            large: [0; LARGE_WORDS],
+            large: vec![LargeRegion::default(); LARGE_REGIONS].into_boxed_slice(),
             huge: 0,
             limits: Limits::default(),
             apic_bar: u64::MAX,
@@ -108,26 +126,13 @@ impl Default for Translations {
 }
 
 impl Translations {
-    fn large_bit(linear: u64) -> (usize, u32) {
-        let region = linear >> 21;
-        let bit = (region ^ region >> 12) as usize % (LARGE_WORDS * 64);
-        (bit / 64, bit as u32 % 64)
+    fn large_slot(region: u64) -> usize {
+        (region ^ region >> 9 ^ region >> 18) as usize % LARGE_REGIONS
     }
 
     fn huge_bit(linear: u64) -> u64 {
         let region = linear >> 30;
         1 << ((region ^ region >> 6 ^ region >> 12) & 63)
-    }
-
-    fn note_large(&mut self, linear: u64, page_bits: u8) {
-        match page_bits {
-            12 => {}
-            30 => self.huge |= Self::huge_bit(linear),
-            _ => {
-                let (word, bit) = Self::large_bit(linear);
-                self.large[word] |= 1 << bit;
-            }
-        }
     }
 
     /// What the model says about physical addresses.
@@ -139,7 +144,7 @@ impl Translations {
         for bank in self.fetches.iter_mut() {
             bank.fill(FetchEntry::default());
         }
-        self.large = [0; LARGE_WORDS];
+        self.large.fill(LargeRegion::default());
         self.huge = 0;
     }
 }
@@ -159,6 +164,8 @@ struct Found {
     readable: bool,
     /// Writable without anything left to set.
     writable: bool,
+    /// The guest's page has 2 to this many bytes.
+    page_bits: u8,
 }
 
 impl Cpu {
@@ -247,7 +254,14 @@ impl Cpu {
     /// Walk the page tables, both levels of them.
     fn walk(&mut self, linear: u64, access: Access) -> Exec<Found> {
         match self.try_walk(linear, access) {
-            Ok(found) => Ok(found),
+            Ok(found) => {
+                match found.page_bits {
+                    12 => {}
+                    30 => self.translations.huge |= Translations::huge_bit(linear),
+                    _ => self.note_large(linear),
+                }
+                Ok(found)
+            }
             Err(Refusal::Page(code)) => Err(self.raise(Exception::page_fault(code, linear))),
             Err(Refusal::Nested(cause, guest)) => {
                 Err(self.nested_fault(&NestedFault { cause, linear: Some(linear), access, guest }))
@@ -294,8 +308,12 @@ impl Cpu {
         let (guest, cause) = match &mut t.nested {
             Nested::None => match walk(&mut Plain { memory, wrote: &wrote }, &t.paging, &request) {
                 Ok(found) => {
-                    t.note_large(linear, found.page_bits);
-                    return Ok(Found { physical: found.physical, readable: true, writable: found.write_ready });
+                    return Ok(Found {
+                        physical: found.physical,
+                        readable: true,
+                        writable: found.write_ready,
+                        page_bits: found.page_bits,
+                    });
                 }
                 Err(WalkFault::Page(code)) => return Err(Refusal::Page(code)),
                 Err(WalkFault::Nested(never)) => match never {},
@@ -311,11 +329,11 @@ impl Cpu {
                     };
                     match ept.translate(memory, &wrote, &request) {
                         Ok(nested) => {
-                            t.note_large(linear, found.page_bits);
                             return Ok(Found {
                                 physical: nested.physical,
                                 readable: nested.rights & right::READ != 0,
                                 writable: found.write_ready && nested.rights & right::WRITE != 0 && nested.dirty,
+                                page_bits: found.page_bits,
                             });
                         }
                         Err(fault) => (Some(found), NestedCause::Ept(EptExit { fault, request, table: false })),
@@ -329,16 +347,16 @@ impl Cpu {
                     let request = NptRequest { address: found.physical, write: access.write, fetch: access.fetch, user };
                     match npt.translate(memory, &wrote, &request, false) {
                         Ok(nested) => {
-                            t.note_large(linear, found.page_bits);
                             if found.physical & PAGE_MASK == t.apic_bar {
                                 // The access goes to the backing page, whatever the nested tables map.
                                 let physical = t.apic_page | found.physical & 0xfff;
-                                return Ok(Found { physical, readable: true, writable: false });
+                                return Ok(Found { physical, readable: true, writable: false, page_bits: found.page_bits });
                             }
                             return Ok(Found {
                                 physical: nested.physical,
                                 readable: true,
                                 writable: found.write_ready && nested.write_ready,
+                                page_bits: found.page_bits,
                             });
                         }
                         Err(exit) => (Some(found), NestedCause::Npt(exit)),
@@ -436,30 +454,46 @@ impl Cpu {
         if self.observing & crate::observe::want::LINT != 0 {
             self.lint_page_flushed(linear);
         }
-        let t = &mut self.translations;
-        if t.huge & Translations::huge_bit(linear) != 0 {
+        if self.translations.huge & Translations::huge_bit(linear) != 0 {
             // In a 1 GiB page, perhaps: its fragments may be anywhere.
             self.flush_all(true);
             self.tlb.drop_page(linear);
             return;
         }
-        let mut large = false;
         // 4 MiB pages cover two regions.
-        for region in [linear & !0x3f_ffff, linear | 0x20_0000] {
-            let (word, bit) = Translations::large_bit(region);
-            if t.large[word] >> bit & 1 != 0 {
-                large = true;
-                self.tlb.drop_large_page(region);
+        let region = linear >> 21 & !1;
+        for region in [region, region + 1] {
+            let slot = Translations::large_slot(region);
+            if self.translations.large[slot].region == region + 1 {
+                self.drop_large(slot);
             }
         }
-        if large {
-            for bank in t.fetches.iter_mut() {
-                bank.fill(FetchEntry::default());
-            }
-            self.jumps.clear();
+        self.drop_fragment(linear);
+    }
+
+    /// A fragment of a large page is about to enter a TLB.
+    fn note_large(&mut self, linear: u64) {
+        let region = linear >> 21;
+        let slot = Translations::large_slot(region);
+        if self.translations.large[slot].region != region + 1 {
+            self.drop_large(slot);
+            self.translations.large[slot].region = region + 1;
         }
+        let page = (linear >> 12) as usize & 511;
+        self.translations.large[slot].pages[page / 64] |= 1 << (page % 64);
+    }
+
+    /// Drop what came from the large page of a slot.
+    fn drop_large(&mut self, slot: usize) {
+        for linear in std::mem::take(&mut self.translations.large[slot]).fragments() {
+            self.drop_fragment(linear);
+        }
+    }
+
+    /// Drop the 4 KiB around `linear` from every TLB, in any space.
+    fn drop_fragment(&mut self, linear: u64) {
         self.tlb.drop_page(linear);
-        for bank in t.fetches.iter_mut() {
+        for bank in self.translations.fetches.iter_mut() {
             bank[(linear >> 12) as usize % FETCH_ENTRIES] = FetchEntry::default();
         }
         self.jumps.drop_page(linear);

@@ -109,16 +109,6 @@ impl Tlb {
         (physical >> 12 ^ physical >> 28) as usize & (WRITTEN_BITS - 1)
     }
 
-    /// Drop what the banks hold for the 512 pages (2 MiB) around `linear`, in any space.
-    pub fn drop_large_page(&mut self, linear: u64) {
-        let first = linear & !0x1f_ffff;
-        for bank in 0..BANKS {
-            for page in 0..512 {
-                *self.entry(bank, first + page * 4096) = TlbEntry::EMPTY;
-            }
-        }
-    }
-
     /// Drop whatever any bank holds for the page of `linear`, in any space.
     pub fn drop_page(&mut self, linear: u64) {
         for bank in 0..BANKS {

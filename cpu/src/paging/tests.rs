@@ -56,6 +56,37 @@ fn large_pages_are_dropped_whole() {
 }
 
 #[test]
+fn large_pages_that_share_a_slot() {
+    let mut cpu = paged();
+    // 1 GiB apart: the same slot.
+    let (one, other) = (0x20_0000, 0x4020_0000);
+    cpu.shared.memory.write::<u64>(TABLES + 0x2008, 0x87).expect("RAM");
+    cpu.shared.memory.write::<u64>(TABLES + 0x1008, TABLES + 0x2007).expect("RAM");
+    for _ in 0..2 {
+        assert_eq!(cpu.read_linear::<u64>(one + 0x5008), Ok(5));
+        assert_eq!(cpu.read_linear::<u64>(other + 0x6008), Ok(6));
+    }
+    cpu.shared.memory.write::<u64>(TABLES + 0x2008, 0).expect("RAM");
+    cpu.flush_page(one);
+    assert_eq!(cpu.read_linear::<u64>(one + 0x5008), Err(Stop::Exception));
+    cpu.flush_page(other);
+    assert_eq!(cpu.read_linear::<u64>(other + 0x6008), Err(Stop::Exception));
+}
+
+#[test]
+fn invlpg_of_one_large_page_leaves_others_alone() {
+    let mut cpu = paged();
+    cpu.shared.memory.write::<u64>(TABLES + 0x2008, 0x87).expect("RAM");
+    cpu.shared.memory.write::<u64>(TABLES + 0x2018, 0x87).expect("RAM");
+    assert_eq!(cpu.read_linear::<u64>(0x20_5008), Ok(5));
+    assert_eq!(cpu.read_linear::<u64>(0x60_6008), Ok(6));
+    let misses = cpu.counters.tlb_misses;
+    cpu.flush_page(0x20_0000);
+    assert_eq!(cpu.read_linear::<u64>(0x60_6008), Ok(6));
+    assert_eq!(cpu.counters.tlb_misses, misses);
+}
+
+#[test]
 fn alignment_checks_bypass_the_tlb() {
     let mut cpu = paged();
     cpu.state.cpl = 3;
