@@ -21,6 +21,7 @@ pub mod events;
 pub mod exec;
 pub mod float;
 pub mod hot;
+mod hypercall;
 pub mod inspect;
 pub mod model;
 pub mod monitor;

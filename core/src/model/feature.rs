@@ -115,6 +115,8 @@ features! {
     XSAVEC: 0xd 1 Eax 1 "xsavec";
     XGETBV1: 0xd 1 Eax 2 "xgetbv1";
     XSAVES: 0xd 1 Eax 3 "xsaves";
+    HYPERVISOR: 1 0 Ecx 31 "hypervisor";
+    KVM_PV_IPI: 0x4000_0001 0 Eax 11 "kvm_pv_ipi";
     LAHF: 0x8000_0001 0 Ecx 0 "lahf_lm";
     SVM: 0x8000_0001 0 Ecx 2 "svm";
     EXTAPIC: 0x8000_0001 0 Ecx 3 "extapic";
@@ -176,6 +178,7 @@ impl Feature {
             AVX2 | FMA | F16C => &[AVX],
             XSAVEOPT | XSAVEC | XSAVES | XGETBV1 | XSAVEERPTR => &[XSAVE],
             PKU => &[XSAVE, LM],
+            KVM_PV_IPI => &[HYPERVISOR, APIC],
             PCID | LA57 | PDPE1GB | FSGSBASE | LAHF | VMX | SVM => &[LM],
             LM => &[PAE, MSR, NX],
             INVPCID => &[PCID],

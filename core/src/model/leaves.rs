@@ -55,6 +55,12 @@ impl Model {
                 self.beyond(subleaf, now, max)
             };
         }
+        // Leaves of a hypervisor: KVM's, as far as its interface is in the model.
+        match leaf {
+            0x4000_0000 if self.has(Feature::KVM_PV_IPI) => return [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d],
+            0x4000_0001 if self.has(Feature::KVM_PV_IPI) => return [self.register(leaf, 0, Register::Eax), 0, 0, 0],
+            _ => {}
+        }
         if leaf > max || leaf >> 30 != 0 {
             return self.beyond(subleaf, now, max);
         }

@@ -63,10 +63,11 @@ fn run(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     cpu.svm_vmrun(address)
 }
 
-/// VMMCALL: an exit, or #UD.
+/// VMMCALL: an exit, a hypercall if the model has them, or #UD.
 fn call(cpu: &mut Cpu, _: &Instruction) -> Exec {
     cpu.intercept(Intercept::Vmmcall)?;
-    Err(cpu.ud())
+    let answered = !cpu.virt.guest && cpu.model.vendor == Vendor::Amd && cpu.hypercall();
+    if answered { Ok(()) } else { Err(cpu.ud()) }
 }
 
 /// The VMCB of VMLOAD and VMSAVE where it really lies: with virtual VMLOAD and VMSAVE the guest's address is translated.

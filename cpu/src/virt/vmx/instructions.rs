@@ -1,7 +1,7 @@
 //! The VMX instructions (SDM vol. 3, VMX Instruction Reference).
 
 use iced_x86::{Instruction, Mnemonic as M, OpKind};
-use undervisor_core::{Cr0, Rflags};
+use undervisor_core::{Cr0, Rflags, Vendor};
 use undervisor_vmx::checks::eptp_allowed;
 use undervisor_vmx::checks::state::NO_VMCS;
 use undervisor_vmx::controls::{feature_control, secondary};
@@ -344,7 +344,8 @@ fn vmresume(cpu: &mut Cpu, insn: &Instruction) -> Exec {
 
 fn vmcall(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     if !cpu.virt.vmx.on {
-        return Err(cpu.ud());
+        let answered = cpu.model.vendor == Vendor::Intel && cpu.hypercall();
+        return if answered { Ok(()) } else { Err(cpu.ud()) };
     }
     if cpu.virt.guest {
         return Err(cpu.vmx_exit_with(insn, basic::VMCALL, None));
