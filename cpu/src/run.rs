@@ -1,5 +1,6 @@
 //! The run loop: from block to block, and everything that happens between instructions.
 
+use undervisor_core::Activity;
 use undervisor_mmu::Bus;
 
 use crate::boundary::Boundary;
@@ -69,6 +70,7 @@ impl Cpu {
         loop {
             let now = self.now();
             if now >= limit {
+                self.take_waiting_nmi();
                 return self.at_limit();
             }
             self.poll_deadlines(now);
@@ -92,6 +94,10 @@ impl Cpu {
                             self.counters.waited += 1;
                         }
                         continue;
+                    }
+                    Boundary::Leave(RunExit::Stopped) => {
+                        self.take_waiting_nmi();
+                        return RunExit::Stopped;
                     }
                     Boundary::Leave(exit) => return exit,
                 }
@@ -146,6 +152,15 @@ impl Cpu {
         }
         self.attention &= !attention::DEBUGGER;
         RunExit::Debugger
+    }
+
+    /// At the end of a slice: an NMI that waits for no more than this boundary must not be found still waiting by those that
+    /// other processors send before the next slice, for it would swallow them.
+    fn take_waiting_nmi(&mut self) {
+        let asked = self.attention & (attention::INTERRUPT | attention::DEBUGGER) == attention::INTERRUPT;
+        if self.signals.nmi && asked && self.state.activity != Activity::WaitForSipi {
+            self.attend_now();
+        }
     }
 
     /// Run from RIP until an instruction does not complete, and say why, instead of delivering an event; or until about `most`

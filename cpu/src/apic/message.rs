@@ -106,7 +106,7 @@ impl LocalApic {
             return true;
         }
         if !message.logical {
-            return d == if self.x2apic() { self.id } else { self.id & 0xff };
+            return d == if self.x2apic() { self.id } else { self.xapic_id as u32 };
         }
         let ldr = self.ldr();
         if self.x2apic() {

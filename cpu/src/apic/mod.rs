@@ -61,8 +61,10 @@ pub struct Effects {
 /// A local APIC.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalApic {
-    /// x2APIC id; the xAPIC id is its low byte.
+    /// x2APIC id, and the initial one of xAPIC mode (its low byte).
     pub id: u32,
+    /// The id register of xAPIC mode, which software can write (SDM vol. 3, Local APIC ID; the processor may permit it).
+    pub xapic_id: u8,
     /// IA32_APIC_BASE.
     pub base: u64,
     /// Version register.
@@ -96,6 +98,7 @@ impl LocalApic {
     pub fn new(id: u32) -> LocalApic {
         let mut apic = LocalApic {
             id,
+            xapic_id: id as u8,
             base: DEFAULT_BASE | BASE_ENABLE | if id == 0 { BASE_BSP } else { 0 },
             version: (LVT_CMCI as u32) << 16 | 0x14,
             tpr: 0,
@@ -174,6 +177,7 @@ impl LocalApic {
             let tpr = self.tpr;
             self.init();
             self.tpr = tpr;
+            self.xapic_id = self.id as u8;
         }
         if !was.1 && self.x2apic() {
             self.icr = 0;

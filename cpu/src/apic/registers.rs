@@ -95,7 +95,7 @@ impl LocalApic {
     /// Read a register of the page in xAPIC mode. Registers that do not exist read as zero and are an error.
     pub fn read(&mut self, offset: u32, now: u64) -> u32 {
         match offset {
-            reg::ID => self.id << 24,
+            reg::ID => (self.xapic_id as u32) << 24,
             reg::DFR => self.dfr,
             reg::APR => self.arbitration_priority() as u32,
             reg::ICR => self.icr as u32,
@@ -163,8 +163,8 @@ impl LocalApic {
     /// Write a register of the page in xAPIC mode.
     pub fn write(&mut self, offset: u32, value: u32, now: u64) {
         match offset {
-            // The id is fixed by the hardware.
-            reg::ID | reg::VERSION | reg::APR | reg::PPR | reg::RRD | reg::CURRENT_COUNT => {}
+            reg::ID => self.xapic_id = (value >> 24) as u8,
+            reg::VERSION | reg::APR | reg::PPR | reg::RRD | reg::CURRENT_COUNT => {}
             0x100..0x280 => {}
             reg::LDR => self.xapic_ldr = value & 0xff00_0000,
             reg::DFR => self.dfr = value | 0x0fff_ffff,
@@ -252,9 +252,14 @@ impl LocalApic {
         if own {
             self.accept(message.mode, message.vector, message.level_triggered);
         }
-        // A physical destination that is this processor's, and the self shorthand, are nobody else's.
+        // A physical destination that is this processor's, and the self shorthand, are nobody else's; but xAPIC ids, which can
+        // be written, may be those of several.
         let private = message.shorthand == Shorthand::Oneself
-            || own && message.shorthand == Shorthand::None && !message.logical && message.destination != message::BROADCAST;
+            || own
+                && self.x2apic()
+                && message.shorthand == Shorthand::None
+                && !message.logical
+                && message.destination != message::BROADCAST;
         if !private {
             self.out.ipi = Some(icr);
         }

@@ -260,6 +260,22 @@ fn destinations() {
 }
 
 #[test]
+fn xapic_ids_can_be_written_and_come_back() {
+    let mut a = enabled(3);
+    a.write(reg::ID, 0x0700_0000, 0);
+    assert_eq!(a.read(reg::ID, 0), 0x0700_0000);
+    let to = |destination| Message { destination, ..Message::from_icr(0x4050) };
+    assert!(a.matches(&to(7)) && !a.matches(&to(3)));
+    // x2APIC mode knows the initial id alone, and so does xAPIC mode after it.
+    let base = a.base;
+    a.write_base(base | BASE_X2APIC, 46).unwrap();
+    assert!(a.matches(&to(3)) && a.read_msr(0x802, 0) == Some(3));
+    a.write_base(base & !BASE_ENABLE, 46).unwrap();
+    a.write_base(base, 46).unwrap();
+    assert_eq!(a.read(reg::ID, 0), 0x0300_0000);
+}
+
+#[test]
 fn shorthands_and_lowest_priority() {
     let mut a = enabled(0);
     // Self: nothing goes out. All: the own share and a message. Others: a message only.
@@ -273,10 +289,10 @@ fn shorthands_and_lowest_priority() {
     a.write(reg::ICR_HIGH, 0xff00_0000, 0);
     a.write(reg::ICR, 0x4064, 0);
     assert_eq!((a.irr.highest(), a.out.ipi.take()), (Some(0x64), Some((BROADCAST as u64) << 32 | 0x4064)));
-    // NMI to oneself by physical destination.
+    // NMI to oneself by physical destination: others may have the same id.
     a.write(reg::ICR_HIGH, 0, 0);
     a.write(reg::ICR, 0x4400, 0);
-    assert_eq!((a.out.nmi, a.out.ipi), (true, None));
+    assert_eq!((a.out.nmi, a.out.ipi.take()), (true, Some(0x4400)));
     // INIT level de-assert is dropped; INIT and start-up go out.
     a.write(reg::ICR_HIGH, 0x0100_0000, 0);
     a.write(reg::ICR, 0x8500, 0);
