@@ -22,6 +22,10 @@ pub struct Entry {
     pub accel: Option<String>,
     /// Seconds; 0: no limit.
     pub timeout: Option<u64>,
+    /// Conditions on the host's KVM, each `path=value`.
+    pub checks: Vec<String>,
+    /// QEMU's `-device` values.
+    pub devices: Vec<String>,
     /// Other QEMU options, which have no meaning here.
     pub ignored: Vec<String>,
 }
@@ -41,6 +45,17 @@ impl Entry {
         }
     }
 
+    /// Why the test cannot be run here: a condition that is not fulfilled, or a device that there is not.
+    pub fn unfit(&self) -> Option<String> {
+        // Devices that a test can do without, or that are always there.
+        let harmless = |d: &&String| ["isa-debug-exit", "pci-testdev", "virtio-"].iter().any(|h| d.starts_with(h));
+        if let Some(device) = self.devices.iter().find(|d| !harmless(d)) {
+            return Some(format!("there is no device {}", device.split(',').next().unwrap_or_default()));
+        }
+        let refused = self.checks.iter().find(|c| REFUSED.contains(&c.as_str()))?;
+        Some(format!("not a host with {refused}"))
+    }
+
     /// Whether the test wants a processor of AMD's.
     pub fn wants_amd(&self) -> bool {
         match &self.cpu {
@@ -51,6 +66,9 @@ impl Entry {
         }
     }
 }
+
+/// Conditions that this host does not fulfil; any other stands for something that holds here.
+const REFUSED: [&str; 1] = ["/sys/module/kvm/parameters/enable_vmware_backdoor=Y"];
 
 /// Parse a configuration. `path` is for messages.
 pub fn parse(path: &Path, text: &str) -> Result<Vec<Entry>, Failure> {
@@ -98,8 +116,9 @@ pub fn parse(path: &Path, text: &str) -> Result<Vec<Entry>, Failure> {
                 entry.timeout = Some(number.parse().map_err(|_| error(format!("timeout {bare:?} is not a number")))?);
             }
             "test_args" => entry.arguments = bare,
+            "check" => entry.checks = bare.split_whitespace().map(str::to_owned).collect(),
             "extra_params" | "qemu_params" => parameters(entry, &value),
-            // Conditions on the host's KVM, and keys of other suites.
+            // Keys of other suites.
             _ => {}
         }
     }
@@ -151,8 +170,9 @@ fn parameters(entry: &mut Entry, text: &str) {
             "smp" => entry.smp = words.next().and_then(|n| n.split(',').next()?.parse().ok()).or(entry.smp),
             "append" => entry.arguments = words.next().unwrap_or_default(),
             "initrd" => entry.initrd = words.next(),
-            "machine" | "M" | "device" | "overcommit" | "global" | "object" | "chardev" | "netdev" | "net" | "serial"
-            | "display" | "accel" | "drive" | "kernel" | "monitor" | "fw_cfg" | "rtc" => {
+            "device" => entry.devices.extend(words.next()),
+            "machine" | "M" | "overcommit" | "global" | "object" | "chardev" | "netdev" | "net" | "serial" | "display"
+            | "accel" | "drive" | "kernel" | "monitor" | "fw_cfg" | "rtc" => {
                 entry.ignored.push(format!("{word} {}", words.next().unwrap_or_default()));
             }
             _ => entry.ignored.push(word),
@@ -195,6 +215,18 @@ mod tests {
         assert_eq!(entries[1].memory, Some(4 << 30));
         assert!(!entries[2].on_x86_64());
         assert_eq!((entries[3].memory, entries[3].cpu.as_deref()), (Some(1 << 30), Some("host")));
+    }
+
+    #[test]
+    fn what_is_not_run() {
+        let unfit = |text: &str| read(&format!("[a]\nfile = a.flat\n{text}\n"))[0].unfit();
+        assert_eq!(
+            unfit("qemu_params = -M q35 -device intel-iommu,eim=off -device edu").unwrap(),
+            "there is no device intel-iommu"
+        );
+        assert_eq!(unfit("qemu_params = -device pci-testdev"), None);
+        assert!(unfit("check = /sys/module/kvm/parameters/enable_vmware_backdoor=Y").is_some());
+        assert_eq!(unfit("check = /sys/module/kvm_intel/parameters/allow_smaller_maxphyaddr=Y"), None);
     }
 
     #[test]

@@ -34,7 +34,7 @@ fn tail(text: &str) -> &str {
 /// All reports as one document.
 pub fn report(reports: &[Report]) -> String {
     let failed = reports.iter().filter(|r| r.verdict.failed()).count();
-    let skipped = reports.iter().filter(|r| r.verdict == Verdict::Skip).count();
+    let skipped = reports.iter().filter(|r| matches!(r.verdict, Verdict::Skip(_))).count();
     let seconds: f64 = reports.iter().map(|r| r.seconds).sum();
     let mut out = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
     out.push_str(&format!(
@@ -46,7 +46,7 @@ pub fn report(reports: &[Report]) -> String {
         out.push_str(&format!("<testcase classname=\"undervisor\" name=\"{}\" time=\"{:.3}\">", escape(&r.name), r.seconds));
         match &r.verdict {
             Verdict::Pass => {}
-            Verdict::Skip => out.push_str("<skipped/>"),
+            Verdict::Skip(why) => out.push_str(&format!("<skipped message=\"{}\"/>", escape(why))),
             Verdict::Fail(why) => {
                 out.push_str(&format!("<failure message=\"{}\">{}</failure>", escape(why), escape(&r.failures.join("\n"))));
             }

@@ -159,11 +159,11 @@ fn summary(reports: &[Report], seconds: f64) -> String {
         "{} tests: {} passed, {} skipped, {} failed; {} checks passed, {} failed, {} skipped; {seconds:.1} s\n",
         reports.len(),
         count(|v| *v == Verdict::Pass),
-        count(|v| *v == Verdict::Skip),
+        count(|v| matches!(v, Verdict::Skip(_))),
         bad.len(),
         lines(|r| r.passed),
         lines(|r| r.failures.len()),
-        lines(|r| r.skipped),
+        lines(|r| r.skips.len()),
     ));
     out
 }

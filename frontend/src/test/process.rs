@@ -3,6 +3,8 @@
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use undervisor_core::Vendor;
+
 use crate::error::Failure;
 use crate::options::TestOptions;
 use crate::wiring;
@@ -15,9 +17,16 @@ const DEFAULT_TIMEOUT: u64 = 90;
 /// Most output that is kept.
 const OUTPUT_LIMIT: usize = 16 << 20;
 
-/// The model for a test: the base model, with those of the changes in QEMU's `-cpu` value that it knows.
-pub fn cpu(entry: &Entry, base: Option<&str>) -> String {
+/// What the guests of a configuration expect below them, which is KVM: its hypercalls.
+const PARAVIRTUAL: &str = "kvm_pv_ipi";
+
+/// The model for a test: the base model, with hypercalls if it is for a configuration, and with those of the changes in QEMU's
+/// `-cpu` value that it knows.
+pub fn cpu(entry: &Entry, base: Option<&str>, configured: bool) -> String {
     let mut cpu = base.unwrap_or(if entry.wants_amd() { "max-amd" } else { "max-intel" }).to_owned();
+    if configured && !cpu.contains(PARAVIRTUAL) {
+        cpu = format!("{cpu},+{PARAVIRTUAL}");
+    }
     for part in entry.cpu.as_deref().unwrap_or_default().split(',').skip(1) {
         // QEMU writes `x=on` and `x=off` too.
         let change = match part.split_once('=') {
@@ -40,6 +49,16 @@ pub fn cpu(entry: &Entry, base: Option<&str>) -> String {
     cpu
 }
 
+/// Why not on `base`: the entry names the vendor, and that is another.
+fn other_vendor(entry: &Entry, base: Option<&str>) -> Option<String> {
+    let wanted = entry.cpu.as_deref()?.split(',').find_map(|part| part.strip_prefix("vendor="))?;
+    let own = match wiring::cpu(base?).ok()?.vendor {
+        Vendor::Intel => "GenuineIntel",
+        Vendor::Amd => "AuthenticAMD",
+    };
+    (wanted != own).then(|| format!("for a processor of {wanted}"))
+}
+
 /// The arguments of `undervisor` that run the test.
 pub fn arguments(job: &Job, options: &TestOptions) -> Vec<String> {
     let entry = &job.entry;
@@ -53,7 +72,7 @@ pub fn arguments(job: &Job, options: &TestOptions) -> Vec<String> {
     args.push(job.file.display().to_string());
     args.push(format!("--memory={}K", entry.memory.unwrap_or(options.memory) >> 10));
     args.push(format!("--cpus={}", entry.smp.unwrap_or(options.cpus)));
-    args.push(format!("--cpu={}", cpu(entry, options.cpu.as_deref())));
+    args.push(format!("--cpu={}", cpu(entry, options.cpu.as_deref(), options.config.is_some())));
     args.push(format!("--insn-limit={}", (options.insn_limit as f64 * factor) as u64));
     args.push(format!("--time-limit={}", options.time_limit * factor));
     args.push("--idle=jump".into());
@@ -69,6 +88,9 @@ pub fn arguments(job: &Job, options: &TestOptions) -> Vec<String> {
 
 /// Run the test to its end.
 pub fn run(job: &Job, options: &TestOptions) -> Result<Report, Failure> {
+    if let Some(why) = job.entry.unfit().or_else(|| other_vendor(&job.entry, options.cpu.as_deref())) {
+        return Ok(Report::not_run(&job.entry.name, why));
+    }
     let program = std::env::current_exe().map_err(|source| Failure::Read { path: "undervisor".into(), source })?;
     let start = Instant::now();
     let result = Command::new(&program)
@@ -106,10 +128,20 @@ mod tests {
 
     #[test]
     fn processors_of_entries() {
-        assert_eq!(cpu(&Entry::default(), None), "max-intel");
-        assert_eq!(cpu(&with_cpu("max,+svm,-npt"), None), "max-amd,+svm,-npt");
-        assert_eq!(cpu(&with_cpu("qemu64,-x2apic,+nonsense"), None), "max-intel,-x2apic");
-        assert_eq!(cpu(&with_cpu("IvyBridge,phys-bits=36,host-phys-bits=off,+vmx"), None), "max-intel,phys-bits=36,+vmx");
-        assert_eq!(cpu(&with_cpu("max,vendor=GenuineIntel"), Some("skylake-server")), "skylake-server");
+        assert_eq!(cpu(&Entry::default(), None, false), "max-intel");
+        assert_eq!(cpu(&with_cpu("max,+svm,-npt"), None, false), "max-amd,+svm,-npt");
+        assert_eq!(cpu(&with_cpu("qemu64,-x2apic,+nonsense"), None, false), "max-intel,-x2apic");
+        assert_eq!(
+            cpu(&with_cpu("IvyBridge,phys-bits=36,host-phys-bits=off,+vmx"), None, false),
+            "max-intel,phys-bits=36,+vmx"
+        );
+        assert_eq!(cpu(&with_cpu("max,-pku"), None, true), "max-intel,+kvm_pv_ipi,-pku");
+        assert_eq!(cpu(&Entry::default(), Some("max-amd,-kvm_pv_ipi"), true), "max-amd,-kvm_pv_ipi");
+        let amd = with_cpu("Opteron_G1,vendor=AuthenticAMD");
+        assert!(other_vendor(&amd, Some("max-intel")).is_some());
+        assert_eq!(other_vendor(&amd, Some("max-amd")), None);
+        assert_eq!(other_vendor(&amd, None), None);
+        assert_eq!(other_vendor(&Entry::default(), Some("max-amd")), None);
+        assert_eq!(cpu(&with_cpu("max,vendor=GenuineIntel"), Some("skylake-server"), false), "skylake-server");
     }
 }
