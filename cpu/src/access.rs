@@ -353,6 +353,15 @@ impl Cpu {
         let shift = if self.state.cr4.contains(undervisor_core::Cr4::LA57) { 7 } else { 16 };
         ((address << shift) as i64 >> shift) as u64 == address
     }
+
+    /// Whether a base is canonical for the widest addresses of the model, whatever CR4.LA57 says: the rule for what registers
+    /// keep (GDTR, IDTR, LDTR, TR, FS, GS and MSRs) as opposed to what is accessed (5-Level Paging and 5-Level EPT White
+    /// Paper, Canonicality Checking).
+    #[inline]
+    pub fn canonical_base(&self, address: u64) -> bool {
+        let shift = if self.model.has(undervisor_core::model::Feature::LA57) { 7 } else { 16 };
+        ((address << shift) as i64 >> shift) as u64 == address
+    }
 }
 
 /// Whether a legacy-mode segment allows an access; `protected`: types are checked too.

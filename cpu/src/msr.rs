@@ -236,9 +236,7 @@ impl Cpu {
     fn set_msr(&mut self, msr: u32, value: u64) -> Exec<Option<()>> {
         let amd = self.is_amd();
         let model = self.model.clone();
-        // By the widest addresses of the model, whatever CR4.LA57 says (SDM vol. 4: such MSRs take what the processor supports).
-        let unused = if model.has(Feature::LA57) { 7 } else { 16 };
-        let canonical = ((value << unused) as i64 >> unused) as u64 == value;
+        let canonical = self.canonical_base(value);
         let physical = !0 << self.physical_bits();
         let m = &mut self.state.msrs;
         let ok = match msr {

@@ -297,7 +297,7 @@ fn invpcid(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     let pcid = cpu.read_linear::<u64>(linear)?;
     let address = cpu.read_linear::<u64>(linear.wrapping_add(8))?;
     let tagged = kind < 2 && pcid != 0 && !cpu.state.cr4.contains(Cr4::PCIDE);
-    if kind > 3 || pcid >> 12 != 0 || tagged || (kind == 0 && !cpu.canonical(address)) {
+    if kind > 3 || pcid >> 12 != 0 || tagged || (kind == 0 && !cpu.canonical_base(address)) {
         return Err(cpu.gp(0));
     }
     cpu.invpcid(kind, pcid as u16, address);

@@ -174,7 +174,7 @@ fn load_table(cpu: &mut Cpu, insn: &Instruction) -> Exec {
         // A 16-bit operand size takes 24 bits.
         if matches!(insn.code(), Code::Lgdt_m1632_16 | Code::Lidt_m1632_16) { base & 0xff_ffff } else { base }
     };
-    if !cpu.canonical(base) && long {
+    if long && !cpu.canonical_base(base) {
         return Err(cpu.gp(0));
     }
     let table = TableReg { base, limit };
@@ -219,7 +219,7 @@ fn lldt(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     if !d.present() {
         return cpu.blame(Blame::GP.as_vector(Vector::NP), selector);
     }
-    if !cpu.canonical(d.base()) {
+    if !cpu.canonical_base(d.base()) {
         return cpu.blame(Blame::GP, selector);
     }
     cpu.state.ldtr = d.segment(selector);
@@ -245,7 +245,7 @@ fn ltr(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     if !d.present() {
         return cpu.blame(Blame::GP.as_vector(Vector::NP), selector);
     }
-    if !cpu.canonical(d.base()) {
+    if !cpu.canonical_base(d.base()) {
         return cpu.blame(Blame::GP, selector);
     }
     d.raw |= 1 << 41;

@@ -220,7 +220,7 @@ fn read_base(cpu: &mut Cpu, insn: &Instruction) -> Exec {
 fn write_base(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     base_allowed(cpu)?;
     let base = cpu.gpr(insn.op0_register());
-    if !cpu.canonical(base) {
+    if !cpu.canonical_base(base) {
         return Err(cpu.gp(0));
     }
     let register = base_register(insn);

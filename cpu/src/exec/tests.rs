@@ -1,6 +1,6 @@
 //! Tests of the integer groups through whole encodings.
 
-use undervisor_core::{Rflags, SegReg, Segment, regs};
+use undervisor_core::{Cr4, Rflags, SegReg, Segment, regs};
 
 use crate::cpu::{Cpu, Stop};
 use crate::exec::int_math::{AF, CF, OF, SF, STATUS, ZF};
@@ -109,6 +109,26 @@ fn lock_rules() {
     for bytes in [&[0xf0, 0x01, 0x04, 0x24][..], &[0xf0, 0x0f, 0xab, 0x04, 0x24], &[0xf0, 0xff, 0x04, 0x24]] {
         step(&mut c, bytes).unwrap();
     }
+}
+
+#[test]
+fn bases_are_checked_by_the_widest_addresses_of_the_model() {
+    let mut c = processor(64);
+    poke(&mut c, 0x7ff8, 0);
+    // lgdt [rsp - 2]: a base of 57 significant bits.
+    poke(&mut c, 0x8000, 0xff45_4545_4500_0000);
+    let lgdt = [0x0f, 0x01, 0x54, 0x24, 0xfe];
+    let wrfsbase = [0xf3, 0x48, 0x0f, 0xae, 0xd0];
+    c.state.cr4 |= Cr4::FSGSBASE;
+    set(&mut c, &[(RAX, 0xff45_4545_4500_0000)]);
+    c.mode_changed();
+    assert_eq!(fault(&mut c, &lgdt), (13, Some(0)));
+    assert_eq!(fault(&mut c, &wrfsbase), (13, Some(0)));
+    // With 5-level paging in the model, though CR4.LA57 is clear.
+    c.model = std::rc::Rc::new(undervisor_core::Model::max_intel());
+    step(&mut c, &lgdt).unwrap();
+    step(&mut c, &wrfsbase).unwrap();
+    assert_eq!(c.state.gdtr.base, 0xff45_4545_4500_0000);
 }
 
 #[test]
