@@ -303,6 +303,13 @@ impl CpuState {
         self.lazy.kind = FlagKind::EXPLICIT;
     }
 
+    /// Clear all status flags.
+    #[inline(always)]
+    pub fn clear_status(&mut self) {
+        self.rflags &= !Rflags::STATUS.bits();
+        self.lazy.kind = FlagKind::EXPLICIT;
+    }
+
     pub fn iopl(&self) -> u8 {
         (self.rflags >> 12 & 3) as u8
     }

@@ -257,6 +257,13 @@ impl Cpu {
         let row = exec::lookup(insn).unwrap_or(Row::ends(exec::undefined));
         let ends = row.ends || insn.flow_control() != FlowControl::Next;
         b.push_slow(Row { ends, ..row }, insn, index);
+        if !general && let Some((handler, x, y)) = crate::virt::hot_form(insn) {
+            // In front of the general form, in the same op.
+            if let Some(op) = b.ops.last_mut() {
+                op.handler.set(handler);
+                (op.a, op.b) = (x, y);
+            }
+        }
         ends
     }
 }

@@ -86,6 +86,51 @@ impl LargeRegion {
     }
 }
 
+/// Everything that the paging rules and the space id follow from, except for the PDPTE registers. Never equal to the default, whose
+/// EFER no processor has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct ModeInputs {
+    cr0: u64,
+    cr3: u64,
+    cr4: u64,
+    efer: u64,
+    nested: u64,
+    tag: u32,
+    pkru: u32,
+    generation: u64,
+}
+
+impl Default for ModeInputs {
+    fn default() -> ModeInputs {
+        ModeInputs { cr0: 0, cr3: 0, cr4: 0, efer: u64::MAX, nested: 0, tag: 0, pkru: 0, generation: 0 }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct KnownMode {
+    inputs: ModeInputs,
+    paging: Paging,
+    space: u64,
+}
+
+impl Nested {
+    /// What of it selects translations; 0: none.
+    fn key(&self) -> u64 {
+        match self {
+            Nested::None => 0,
+            Nested::Ept(e) => {
+                let flags =
+                    1 | u64::from(e.accessed_dirty) << 1 | u64::from(e.mode_based_execute) << 2 | (e.levels as u64) << 3;
+                e.root & PAGE_MASK | flags << 56 | u64::from(e.pml.is_some()) << 63
+            }
+            Nested::Npt(n) => {
+                let flags = 1 | (n.paging.mode as u64) << 1 | u64::from(n.paging.nxe) << 4;
+                n.paging.root | flags << 56 | u64::from(n.guest_mode_execute_trap) << 63
+            }
+        }
+    }
+}
+
 /// Translation state of a processor, data TLB apart.
 pub struct Translations {
     /// Second-level translation; set by the seam at world switches, followed by `mode_changed`.
@@ -103,6 +148,8 @@ pub struct Translations {
     /// Which regions of 1 GiB (hashed) have been mapped by one page.
     huge: u64,
     limits: Limits,
+    /// What [`Cpu::mode_changed`] worked out last, outside guests and in them.
+    known: [KnownMode; 2],
     /// AVIC: the guest-physical page of the guest's APIC, and the backing page behind it; all ones without AVIC.
     pub apic_bar: u64,
     pub apic_page: u64,
@@ -119,6 +166,7 @@ impl Default for Translations {
             large: vec![LargeRegion::default(); LARGE_REGIONS].into_boxed_slice(),
             huge: 0,
             limits: Limits::default(),
+            known: [KnownMode::default(); 2],
             apic_bar: u64::MAX,
             apic_page: u64::MAX,
         }
@@ -603,18 +651,47 @@ impl Cpu {
     /// Bring everything that is derived from the architectural state up to date: decode mode, TLB bank, space id, fetch tag.
     /// Call after any change of CR0, CR3, CR4, EFER, XCR0, PKRU, CS, SS, DS, ES, CPL, EFLAGS.VM/AC, or of the level.
     pub fn mode_changed(&mut self) {
-        self.update_paging();
-        let key = self.space_key();
-        let (id, wrapped) = self.spaces.id(&key);
-        if wrapped {
-            self.tlb.clear();
-            self.jumps.clear();
-            self.translations.clear();
-            self.counters.space_flushes += 1;
+        let inputs = self.mode_inputs();
+        let known = &self.translations.known[self.translations.guest as usize];
+        if known.inputs == inputs {
+            // The usual case of a world switch: back to what was there before.
+            self.translations.paging = known.paging;
+            self.space = known.space;
+        } else {
+            self.update_paging();
+            let key = self.space_key(inputs.nested);
+            let (id, wrapped) = self.spaces.id(&key);
+            if wrapped {
+                self.tlb.clear();
+                self.jumps.clear();
+                self.translations.clear();
+                self.counters.space_flushes += 1;
+            }
+            self.space = id as u64;
+            let t = &mut self.translations;
+            // The PDPTE registers are no part of the inputs.
+            if t.paging.mode != PagingMode::Pae {
+                let generation = self.spaces.generation();
+                t.known[t.guest as usize] =
+                    KnownMode { inputs: ModeInputs { generation, ..inputs }, paging: t.paging, space: self.space };
+            }
         }
-        self.space = id as u64;
         self.privilege_changed();
         self.debug_changed();
+    }
+
+    fn mode_inputs(&self) -> ModeInputs {
+        let s = &self.state;
+        ModeInputs {
+            cr0: s.cr0.bits(),
+            cr3: s.cr3,
+            cr4: s.cr4.bits(),
+            efer: s.efer.bits(),
+            nested: self.translations.nested.key(),
+            tag: self.translations.tag,
+            pkru: s.pkru,
+            generation: self.spaces.generation(),
+        }
     }
 
     /// The cheaper half of [`Cpu::mode_changed`]: CPL, EFLAGS.AC or segments changed, but not the paging mode.
@@ -675,21 +752,9 @@ impl Cpu {
     }
 
     /// What selects the current translations.
-    fn space_key(&self) -> SpaceKey {
+    fn space_key(&self, nested: u64) -> SpaceKey {
         let t = &self.translations;
         let p = &t.paging;
-        let nested = match &t.nested {
-            Nested::None => 0,
-            Nested::Ept(e) => {
-                let flags =
-                    1 | u64::from(e.accessed_dirty) << 1 | u64::from(e.mode_based_execute) << 2 | (e.levels as u64) << 3;
-                e.root & PAGE_MASK | flags << 56 | u64::from(e.pml.is_some()) << 63
-            }
-            Nested::Npt(n) => {
-                let flags = 1 | (n.paging.mode as u64) << 1 | u64::from(n.paging.nxe) << 4;
-                n.paging.root | flags << 56 | u64::from(n.guest_mode_execute_trap) << 63
-            }
-        };
         let (mut root, mut pcid) = (p.root, 0);
         match p.mode {
             PagingMode::Off => root = 0,

@@ -167,13 +167,15 @@ pub struct AddressSpaces {
     known: Vec<(SpaceKey, u16)>,
     next: u16,
     replace: usize,
+    /// Changes whenever a key loses its id.
+    generation: u64,
     /// Where in `known` a key with this hash was last seen.
     hints: [u8; 64],
 }
 
 impl Default for AddressSpaces {
     fn default() -> AddressSpaces {
-        AddressSpaces { known: Vec::with_capacity(Self::KEYS), next: 1, replace: 0, hints: [0; 64] }
+        AddressSpaces { known: Vec::with_capacity(Self::KEYS), next: 1, replace: 0, generation: 0, hints: [0; 64] }
     }
 }
 
@@ -195,6 +197,9 @@ impl AddressSpaces {
             return (self.known[at].1, false);
         }
         let wrapped = self.next > MAX_SPACE;
+        if wrapped || self.known.len() == Self::KEYS {
+            self.generation += 1;
+        }
         if wrapped {
             self.known.clear();
             self.replace = 0;
@@ -213,7 +218,14 @@ impl AddressSpaces {
 
     /// Forget the keys that `stale` names: their next use gets a fresh id.
     pub fn forget(&mut self, mut stale: impl FnMut(&SpaceKey) -> bool) {
+        let before = self.known.len();
         self.known.retain(|(k, _)| !stale(k));
         self.replace = 0;
+        self.generation += u64::from(self.known.len() != before);
+    }
+
+    /// Changes whenever a key loses its id: until then [`AddressSpaces::id`] answers the same for the same key.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 }

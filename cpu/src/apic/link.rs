@@ -61,7 +61,7 @@ impl Cpu {
     }
 
     /// The 8259 pair's request, through LINT0, directly, or as an ExtINT message.
-    fn external_requested(&mut self) -> bool {
+    pub(crate) fn external_requested(&mut self) -> bool {
         self.apic.out.extint || (self.apic.extint_open() && self.bus().intr())
     }
 

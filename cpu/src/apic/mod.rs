@@ -204,6 +204,11 @@ impl LocalApic {
         vectors::deliverable(self.irr.highest(), self.ppr())
     }
 
+    /// Whether any vector is requested, of whatever priority.
+    pub fn requested(&self) -> bool {
+        self.irr.highest().is_some()
+    }
+
     /// The processor takes `vector`: requested becomes in service.
     pub fn acknowledge(&mut self, vector: u8) {
         self.irr.set(vector, false);

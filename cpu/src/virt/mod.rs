@@ -7,11 +7,19 @@
 pub mod svm;
 pub mod vmx;
 
+use iced_x86::Instruction;
 use undervisor_core::{Event, Exception, Intercept, Rflags, Vendor};
 
 use crate::cpu::{Cpu, Exec, Stop};
 use crate::observe::want;
+use crate::op::Handler;
 use crate::paging::{NestedCause, NestedFault};
+
+/// A handler for the plain case of a virtualization instruction, which falls back to the instruction's general form, and the op
+/// registers `a` and `b` that it wants.
+pub fn hot_form(insn: &Instruction) -> Option<(Handler, u8, u8)> {
+    vmx::instructions::hot_form(insn)
+}
 
 /// Virtualization state of a processor.
 #[derive(Debug, Default)]
@@ -200,6 +208,14 @@ impl Cpu {
         !self.virt.guest
             || self.model.vendor != Vendor::Intel
             || self.virt.vmx.vmcs.secondary(undervisor_vmx::controls::secondary::ENABLE_RDTSCP)
+    }
+
+    /// What can be taken at a boundary has changed: look, if anything waits.
+    pub(crate) fn look_for_events(&mut self) {
+        let s = &self.signals;
+        if s.nmi || s.smi || s.init || s.sipi.is_some() || self.apic.requested() || self.external_requested() {
+            self.attend(crate::cpu::attention::INTERRUPT);
+        }
     }
 
     /// Whether the seam wants a boundary after the next instruction.

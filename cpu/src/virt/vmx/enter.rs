@@ -117,7 +117,8 @@ impl Cpu {
         if let Some(ticks) = timer {
             let start = tsc >> PREEMPTION_TIMER_SHIFT;
             self.virt.vmx.timer = Some(start.wrapping_add(ticks) << PREEMPTION_TIMER_SHIFT);
-            watch |= ticks == 0;
+            // The chain must not run past it.
+            watch = true;
         }
         if delivery || threshold {
             let mut apic = undervisor_vmx::apic::VirtualApic { vmcs: &mut self.virt.vmx.vmcs, memory };
@@ -143,10 +144,7 @@ impl Cpu {
             watch = true;
         }
         self.mode_changed();
-        let mut bits = attention::INTERRUPT;
-        if watch {
-            bits |= attention::VIRT;
-        }
+        let mut bits = if watch { attention::VIRT } else { 0 };
         if self.state.activity != Activity::Active {
             bits |= attention::INACTIVE;
         }
@@ -162,7 +160,10 @@ impl Cpu {
         if s.pending_debug != 0 || s.flag(Rflags::TF) || s.flag(Rflags::RF) || s.dr7 & 0xff != 0 {
             bits |= attention::DEBUG;
         }
-        self.attend(bits);
+        if bits != 0 {
+            self.attend(bits);
+        }
+        self.look_for_events();
         if self.observing != 0 {
             self.observe_entry(now, u64::from(!launch), from, injected_event(info));
             if self.observing & want::LINT != 0 {

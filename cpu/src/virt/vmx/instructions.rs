@@ -1,6 +1,6 @@
 //! The VMX instructions (SDM vol. 3, VMX Instruction Reference).
 
-use iced_x86::{Instruction, Mnemonic as M, OpKind};
+use iced_x86::{Code, Instruction, Mnemonic as M, OpKind};
 use undervisor_core::{Cr0, Rflags, Vendor};
 use undervisor_vmx::checks::eptp_allowed;
 use undervisor_vmx::checks::state::NO_VMCS;
@@ -11,8 +11,12 @@ use undervisor_vmx::{Capabilities, ExitInformation, Field, VmxFeatures, bitmaps,
 
 use super::operand::{displacement, operand_information, register};
 use crate::cpu::{Cpu, Exec};
+use crate::dispatch::next;
 use crate::exec::Row;
+use crate::hot::slow;
 use crate::observe::want;
+use crate::op::{Flow, Handler, OpRef};
+use crate::operand::Gpr;
 
 /// Rows of the VMX instructions.
 pub fn lookup(insn: &Instruction) -> Option<Row> {
@@ -35,9 +39,20 @@ pub fn lookup(insn: &Instruction) -> Option<Row> {
     }))
 }
 
+/// The handler that stands before the general form of VMREAD and VMWRITE, and its registers `a` and `b`.
+pub fn hot_form(insn: &Instruction) -> Option<(Handler, u8, u8)> {
+    let handler: Handler = match insn.code() {
+        Code::Vmread_rm64_r64 => hot_vmread,
+        Code::Vmwrite_r64_rm64 => hot_vmwrite,
+        _ => return None,
+    };
+    let gpr = |n| (insn.op_kind(n) == OpKind::Register).then(|| Gpr::of(insn.op_register(n))).flatten();
+    Some((handler, gpr(0)?.number, gpr(1)?.number))
+}
+
 impl Cpu {
     fn vmx_succeed(&mut self) {
-        self.state.set_status(Rflags::STATUS.bits(), 0);
+        self.state.clear_status();
     }
     /// VMfailInvalid.
     pub(super) fn vmx_fail_invalid(&mut self) {
@@ -330,6 +345,50 @@ impl Cpu {
     pub fn vmx_model(&self) -> bool {
         self.model.has(undervisor_core::model::Feature::VMX)
     }
+}
+
+impl Cpu {
+    /// Whether VMREAD and VMWRITE of register operands are nothing but a look into the current VMCS: root operation in 64-bit mode at
+    /// CPL 0, with a current VMCS, and nobody who wants to hear of it.
+    #[inline(always)]
+    fn vmx_fields_plain(&self) -> bool {
+        let x = &self.virt.vmx;
+        x.on && !self.virt.guest
+            && self.state.cpl == 0
+            && self.mode.is64()
+            && x.current != NO_VMCS
+            && x.capabilities.is_some()
+            && !self.debugger.fields
+            && self.observing & (want::VMREAD | want::VMWRITE | want::EXPLAIN | want::LINT) == 0
+    }
+}
+
+/// VMREAD to a register: op registers `a` (destination) and `b` (encoding). What is out of the ordinary takes the general form.
+pub fn hot_vmread(cpu: &mut Cpu, op: OpRef) -> Flow {
+    if cpu.vmx_fields_plain()
+        && let Some(capabilities) = &cpu.virt.vmx.capabilities
+        && let Some((field, high)) = capabilities.fields.find(cpu.state.regs[op.b as usize])
+    {
+        cpu.state.regs[op.a as usize] = cpu.virt.vmx.vmcs.read(field, high);
+        cpu.state.clear_status();
+        return next(cpu, op);
+    }
+    slow(cpu, op)
+}
+
+/// VMWRITE from a register: op registers `a` (encoding) and `b` (source).
+pub fn hot_vmwrite(cpu: &mut Cpu, op: OpRef) -> Flow {
+    if cpu.vmx_fields_plain()
+        && let Some(capabilities) = &cpu.virt.vmx.capabilities
+        && let Some((field, high)) = capabilities.fields.find(cpu.state.regs[op.a as usize])
+        && !is_information(field)
+    {
+        let value = cpu.state.regs[op.b as usize];
+        cpu.virt.vmx.vmcs.write(field, high, value);
+        cpu.state.clear_status();
+        return next(cpu, op);
+    }
+    slow(cpu, op)
 }
 
 fn vmlaunch(cpu: &mut Cpu, insn: &Instruction) -> Exec {

@@ -190,7 +190,7 @@ impl Cpu {
         }
         self.attention &= !(attention::SHADOW | attention::INACTIVE);
         self.suppress_trap();
-        self.attend(attention::INTERRUPT);
+        self.look_for_events();
     }
 
     /// VMX abort (SDM vol. 3, VMX Aborts): the processor shuts down, and says why in the VMCS region.
