@@ -20,6 +20,8 @@ pub const ACPI_ENABLE: u8 = 2;
 pub const ACPI_DISABLE: u8 = 3;
 /// SLP_TYP of S5, as in the DSDT's `_S5`.
 pub const SLEEP_TYPE_S5: u16 = 0;
+/// SLP_TYP of S3, as in the DSDT's `_S3`.
+pub const SLEEP_TYPE_S3: u16 = 1;
 /// Interrupt of the power management block.
 pub const SCI: u8 = 9;
 
@@ -28,6 +30,8 @@ pub const TIMER_FREQUENCY: u64 = 3_579_545;
 
 const TMR_STS: u16 = 1 << 0;
 const PWRBTN_STS: u16 = 1 << 8;
+const RTC_STS: u16 = 1 << 10;
+const WAK_STS: u16 = 1 << 15;
 const STATUS_BITS: u16 = 0x8d31;
 const ENABLE_BITS: u16 = 0x0721;
 const SCI_EN: u16 = 1;
@@ -38,6 +42,8 @@ const SLP_EN: u16 = 1 << 13;
 pub enum Power {
     Off,
     Reset,
+    /// Sleep in S3: all is lost but memory.
+    Suspend,
 }
 
 /// The block.
@@ -88,6 +94,22 @@ impl AcpiPm {
     /// Press the power button.
     pub fn press_power_button(&mut self) {
         self.status |= PWRBTN_STS;
+        self.update();
+    }
+
+    /// In S3: whether an enabled event ends the sleep. `alarm`: the clock's alarm has gone off.
+    pub fn wakes(&mut self, alarm: bool) -> bool {
+        if alarm {
+            self.status |= RTC_STS;
+        }
+        self.status & self.enable & (RTC_STS | PWRBTN_STS) != 0
+    }
+
+    /// Reset at the end of a sleep, whose cause stays to be seen.
+    pub fn wake(&mut self, now: Time) {
+        let cause = self.status & (RTC_STS | PWRBTN_STS);
+        self.reset(now);
+        self.status = cause | WAK_STS;
         self.update();
     }
 
@@ -155,8 +177,12 @@ impl AcpiPm {
             2 | 3 => self.enable = (self.enable & !mask) | (wide & ENABLE_BITS),
             4 | 5 => {
                 self.control = (self.control & !mask) | (wide & 0x1c07 & mask) | (self.control & SCI_EN);
-                if wide & SLP_EN != 0 && self.control >> 10 & 7 == SLEEP_TYPE_S5 {
-                    self.wanted = Some(Power::Off);
+                if wide & SLP_EN != 0 {
+                    match self.control >> 10 & 7 {
+                        SLEEP_TYPE_S5 => self.wanted = Some(Power::Off),
+                        SLEEP_TYPE_S3 => self.wanted = Some(Power::Suspend),
+                        _ => {}
+                    }
                 }
             }
             0x20..0x28 => self.gpe[offset as usize - 0x20] &= !value,
@@ -225,5 +251,18 @@ mod tests {
         assert!(w.is_empty());
         pm.tick(at);
         assert_eq!(w.take(), [Signal::Pin { pin: SCI, level: true }]);
+    }
+
+    #[test]
+    fn sleeps_in_s3_until_an_enabled_event() {
+        let mut pm = AcpiPm::new(IrqLine::unconnected());
+        pm.write(0, PM1_CONTROL, 2, (SLP_EN | SLEEP_TYPE_S3 << 10) as u32);
+        assert_eq!(pm.take_power(), Some(Power::Suspend));
+        assert!(!pm.wakes(false) && !pm.wakes(true), "not enabled");
+        pm.write(0, PM1_ENABLE, 2, RTC_STS as u32);
+        assert!(pm.wakes(false), "the alarm of before");
+        pm.wake(5);
+        assert_eq!(pm.read(5, PM1_STATUS, 2), (RTC_STS | WAK_STS) as u32);
+        assert_eq!(pm.read(5, PM1_ENABLE, 2), 0);
     }
 }

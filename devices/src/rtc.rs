@@ -123,6 +123,11 @@ impl Rtc {
         self.irq.set(false);
     }
 
+    /// The alarm has gone off, and its interrupt is on: what wakes a sleeping computer.
+    pub fn alarm(&self) -> bool {
+        self.memory[REG_C as usize] & self.b() & B_AIE != 0
+    }
+
     /// The HPET's legacy replacement routing takes IRQ 8 away, or gives it back.
     pub fn disconnect(&mut self, disconnected: bool) {
         self.disconnected = disconnected;

@@ -29,6 +29,8 @@ const MESSAGE_RANGE: std::ops::Range<u64> = 0xfee0_0000..0xfef0_0000;
 pub enum Request {
     PowerOff,
     Reset,
+    /// Sleep in S3.
+    Suspend,
     /// A write to isa-debug-exit.
     DebugExit(u32),
 }
@@ -129,20 +131,42 @@ impl Board {
         board
     }
 
+    /// In S3: whether something ends the sleep.
+    pub fn wakes(&mut self) -> bool {
+        let alarm = self.rtc.alarm();
+        self.acpi.wakes(alarm)
+    }
+
+    /// Platform reset of every device at the end of a sleep.
+    pub fn wake(&mut self, now: Time) {
+        // What woke it must outlast the reset.
+        self.reset_devices();
+        self.acpi.wake(now);
+        self.reset_done();
+    }
+
     /// Platform reset of every device.
     pub fn reset(&mut self, now: Time) {
+        self.reset_devices();
+        self.acpi.reset(now);
+        self.reset_done();
+    }
+
+    fn reset_devices(&mut self) {
         self.pic.reset();
         self.pit.reset();
         self.ioapic.reset();
         self.hpet.reset();
         self.rtc.reset();
         self.i8042.reset();
-        self.acpi.reset(now);
         self.fw_cfg.reset();
         self.serial.iter_mut().for_each(Uart::reset);
         self.test_device.reset();
         self.pci.reset();
         (self.port_92, self.reset_control, self.dma_pages) = (2, 0, [0; 16]);
+    }
+
+    fn reset_done(&mut self) {
         self.messages.clear();
         self.request = None;
         self.settle();
@@ -241,6 +265,7 @@ impl Board {
         match self.acpi.take_power() {
             Some(Power::Off) => self.request = Some(Request::PowerOff),
             Some(Power::Reset) => self.request = Some(Request::Reset),
+            Some(Power::Suspend) => self.request = Some(Request::Suspend),
             None => {}
         }
         let now = self.clock;

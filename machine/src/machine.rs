@@ -68,6 +68,8 @@ pub struct Machine {
     cut: Vec<(usize, Time)>,
     /// The debugger lets no other processor run.
     alone: Option<usize>,
+    /// In S3: nothing runs until the board wakes it.
+    asleep: bool,
 }
 
 impl Machine {
@@ -129,6 +131,7 @@ impl Machine {
             next_slot: FIRST_SLOT,
             cut: Vec::new(),
             alone: None,
+            asleep: false,
         };
         let most = LAST_SLOT + 1 - FIRST_SLOT;
         if config.pci.len() > most {
@@ -165,10 +168,7 @@ impl Machine {
 
     /// Put what is to be booted into memory and the processors at its entry.
     fn start(&mut self) -> Result<(), MachineError> {
-        for cpu in self.cpus.iter_mut().skip(1) {
-            cpu.state.activity = Activity::WaitForSipi;
-            cpu.attend(undervisor_cpu::cpu::attention::INACTIVE);
-        }
+        self.become_firmware();
         let tables = crate::acpi::Tables { cpus: self.cpus.len(), serial: !self.board.serial.is_empty() };
         let rsdp = match self.boot {
             Boot::Nothing | Boot::Firmware(_) => 0,
@@ -181,9 +181,6 @@ impl Machine {
         if load::follows_bios(&self.boot) {
             load::bios_interrupts(&mut self.board, self.clock);
         }
-        if matches!(self.boot, Boot::Kernel(_)) {
-            self.cpus.iter_mut().for_each(|cpu| crate::load::firmware_state(cpu));
-        }
         entry.apply(&mut self.cpus[0]);
         Ok(())
     }
@@ -191,6 +188,11 @@ impl Machine {
     /// Platform reset: processors and devices start over, and what is booted is loaded again. Memory keeps its contents.
     pub fn reset(&mut self) -> Result<(), MachineError> {
         self.board.reset(self.clock);
+        self.reset_processors();
+        self.start()
+    }
+
+    fn reset_processors(&mut self) {
         for (i, slot) in self.cpus.iter_mut().enumerate() {
             let mut cpu = Cpu::new(i, self.shared.clone(), self.cpu_model.clone());
             cpu.processors = slot.processors;
@@ -202,7 +204,28 @@ impl Machine {
         }
         self.waiting.fill(false);
         self.turn = 0;
-        self.start()
+    }
+
+    /// The end of S3: processors and devices start over, memory is as it was, and the boot processor goes where the firmware
+    /// waking vector says (ACPI Specification, Firmware ACPI Control Structure).
+    fn resume(&mut self) {
+        self.asleep = false;
+        self.board.wake(self.clock);
+        self.reset_processors();
+        self.become_firmware();
+        let vector = crate::acpi::waking_vector(&self.ram);
+        load::Entry::resumed(vector).apply(&mut self.cpus[0]);
+    }
+
+    /// The processors as firmware leaves them.
+    fn become_firmware(&mut self) {
+        for cpu in self.cpus.iter_mut().skip(1) {
+            cpu.state.activity = Activity::WaitForSipi;
+            cpu.attend(undervisor_cpu::cpu::attention::INACTIVE);
+        }
+        if matches!(self.boot, Boot::Kernel(_)) {
+            self.cpus.iter_mut().for_each(|cpu| load::firmware_state(cpu));
+        }
     }
 
     /// Run until something ends it.
@@ -240,6 +263,8 @@ impl Machine {
             match request {
                 Request::PowerOff => return Some(StopReason::PowerOff),
                 Request::DebugExit(value) => return Some(StopReason::DebugExit(value)),
+                // Firmware of one's own would have to resume; there is nobody else to.
+                Request::Suspend => self.asleep = matches!(self.boot, Boot::Kernel(_)),
                 Request::Reset if !self.reboot => return Some(StopReason::Reset),
                 Request::Reset => {
                     // It loaded once, so it loads again.
@@ -258,6 +283,9 @@ impl Machine {
         }
         if self.board.deadline() <= self.clock {
             self.board.tick(self.clock);
+        }
+        if self.asleep {
+            return self.sleep(stop, host);
         }
         self.deliver();
         let mut limit = self.board.deadline().max(self.clock + 1).min(self.next_poll).min(stop);
@@ -322,6 +350,16 @@ impl Machine {
         None
     }
 
+    /// In S3: on to the next event of a device, until one wakes the machine.
+    fn sleep(&mut self, stop: Time, host: &mut dyn Host) -> Option<StopReason> {
+        if self.board.wakes() {
+            self.resume();
+            return None;
+        }
+        let next = self.board.deadline().min(stop);
+        self.pass(next, host)
+    }
+
     /// Nothing can run: on to the next event.
     fn wait(&mut self, stop: Time, host: &mut dyn Host) -> Option<StopReason> {
         self.board.poll(self.clock);
@@ -334,6 +372,11 @@ impl Machine {
         if self.cpus.iter().all(|c| deaf(c)) {
             return Some(StopReason::Halted);
         }
+        self.pass(next, host)
+    }
+
+    /// Let time pass up to `next`, or as the host has it.
+    fn pass(&mut self, next: Time, host: &mut dyn Host) -> Option<StopReason> {
         let until = (next != Time::MAX).then(|| next - self.clock);
         let passed = match (host.idle(until), until) {
             (Idle::Stop, _) => return Some(StopReason::Host),

@@ -227,6 +227,48 @@ fn io_apic_level_interrupts_come_until_let_go() {
 }
 
 #[test]
+fn the_clock_wakes_it_from_s3() {
+    let mut m = real_mode(1, |a| {
+        let (mut woken, mut spin) = (a.create_label(), a.create_label());
+        a.xor(ax, ax)?;
+        a.mov(ds, ax)?;
+        a.cmp(word_ptr(0x700), 0x1234)?;
+        a.je(woken)?;
+        a.mov(word_ptr(0x700), 0x1234)?;
+        // The waking vector is this code again.
+        a.mov(ax, 0xe000)?;
+        a.mov(es, ax)?;
+        a.mov(dword_ptr(0x4c).es(), 0x7c00)?;
+        a.mov(dx, 0x602)?;
+        a.mov(ax, 0x400)?;
+        a.out(dx, ax)?;
+        for (register, value) in [(1, 0xc0), (3, 0xc0), (5, 0xc0), (11, 0x22)] {
+            out(a, 0x70, register)?;
+            out(a, 0x71, value)?;
+        }
+        a.mov(dx, 0x604)?;
+        a.mov(ax, 0x2400)?;
+        a.out(dx, ax)?;
+        // Not executed.
+        a.mov(word_ptr(0x700), 0)?;
+        a.set_label(&mut spin)?;
+        a.jmp(spin)?;
+        a.set_label(&mut woken)?;
+        a.mov(dx, 0x600)?;
+        a.in_(ax, dx)?;
+        a.mov(al, ah)?;
+        a.mov(dx, 0xf4)?;
+        a.out(dx, al)
+    })
+    .build()
+    .unwrap();
+    // WAK_STS and RTC_STS.
+    assert_eq!(m.run(&mut NoHost), StopReason::DebugExit(0x84));
+    let p = m.progress();
+    assert!(p.time >= 1_000_000_000 && p.time < 1_001_000_000 && p.instructions < 100, "{p:?}");
+}
+
+#[test]
 fn reboot_starts_over() {
     // The first time the CMOS byte 0x40 is 0: set it and reset. The second time leave.
     let config = real_mode(1, |a| {

@@ -1,4 +1,4 @@
-//! The DSDT: processors, the PCI root, what hangs on the ISA bridge, S5.
+//! The DSDT: processors, the PCI root, what hangs on the ISA bridge, S3 and S5.
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
@@ -14,6 +14,8 @@ use crate::memory::{PCI_WINDOW, intx_pin};
 /// The table.
 pub fn build(tables: &Tables) -> Sdt {
     let mut aml = Vec::new();
+    let s3 = acpi_pm::SLEEP_TYPE_S3 as u8;
+    Name::new("_S3_".into(), &Package::new(vec![&s3, &s3, &0u8, &0u8])).to_aml_bytes(&mut aml);
     let s5 = acpi_pm::SLEEP_TYPE_S5 as u8;
     Name::new("_S5_".into(), &Package::new(vec![&s5, &s5, &0u8, &0u8])).to_aml_bytes(&mut aml);
     let mut system = Vec::new();

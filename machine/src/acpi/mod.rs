@@ -11,6 +11,8 @@ use crate::memory::{BIOS_AREA, Ram};
 const OEM: [u8; 6] = *b"UNDERV";
 const OEM_TABLE: [u8; 8] = *b"UNDERVPC";
 
+/// The Firmware ACPI Control Structure, the first table.
+const FACS: u64 = BIOS_AREA.start + 0x40;
 /// Space for the tables; the second half of the BIOS area belongs to SMBIOS.
 const END: u64 = 0xf_0000;
 /// Generic address structure: space, bit width, bit offset, access size.
@@ -72,7 +74,7 @@ impl Placer<'_> {
 
 /// Write all tables; the address of the root pointer.
 pub fn write(ram: &Ram, tables: &Tables) -> u64 {
-    let mut placer = Placer { ram, at: BIOS_AREA.start + 0x40 };
+    let mut placer = Placer { ram, at: FACS };
     let facs = placer.place(&facs(), 64);
     let dsdt = placer.place(dsdt::build(tables).as_slice(), 16);
     let mut list = vec![
@@ -111,6 +113,14 @@ fn root_pointer(rsdt: u64, xsdt: u64) -> [u8; 36] {
     p
 }
 
+/// Where the operating system wants to be resumed after S3: its firmware waking vector, a real-mode address.
+pub fn waking_vector(ram: &Ram) -> u32 {
+    let mut vector = [0; 4];
+    // The BIOS area is RAM on every machine.
+    let _ = ram.read(FACS + 12, &mut vector);
+    u32::from_le_bytes(vector)
+}
+
 /// Firmware ACPI Control Structure.
 fn facs() -> [u8; 64] {
     let mut f = [0; 64];
@@ -126,8 +136,8 @@ fn fadt(facs: u64, dsdt: u64) -> Table {
     let port = |offset: u16| (BASE + offset) as u64;
     let (event, control) = (port(PM1_STATUS), port(PM1_CONTROL));
     let (timer, gpe) = (port(PM_TIMER), port(GPE0));
-    // WBINVD works, C1 works, no sleep button, RTC wake is not a fixed feature, reset register.
-    const FLAGS: u32 = 1 << 0 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 10;
+    // WBINVD works, C1 works, no sleep button, reset register; the RTC's wake event is a fixed feature.
+    const FLAGS: u32 = 1 << 0 | 1 << 2 | 1 << 5 | 1 << 10;
     // Legacy devices, 8042, no VGA.
     const BOOT_ARCHITECTURE: u16 = 1 << 0 | 1 << 1 | 1 << 2;
     let mut t = Table::new(b"FACP", 6);

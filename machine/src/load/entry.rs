@@ -65,6 +65,11 @@ impl Entry {
         }
     }
 
+    /// At a firmware waking vector: real mode, with the address in CS and the low four bits in IP.
+    pub fn resumed(vector: u32) -> Entry {
+        Entry::Real { cs: (vector >> 4) as u16, ip: (vector & 0xf) as u16, edx: 0 }
+    }
+
     /// Put a processor into the state.
     pub fn apply(&self, cpu: &mut Cpu) {
         let s = &mut cpu.state;
