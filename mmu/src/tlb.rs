@@ -128,11 +128,14 @@ impl Tlb {
         }
     }
 
-    /// Every translation of a space: its bank, linear page, and entry.
-    pub fn in_space(&self, space: u64) -> impl Iterator<Item = (usize, u64, TlbEntry)> + '_ {
-        self.entries
+    /// Every translation of a guest's space: its bank, linear page, and entry.
+    pub fn in_guest_space(&self, space: u64) -> impl Iterator<Item = (usize, u64, TlbEntry)> + '_ {
+        let first = BANKS / 2 * BANK_ENTRIES;
+        let guest = self.entries.get(first..BANKS * BANK_ENTRIES).unwrap_or(&[]);
+        guest
             .iter()
             .enumerate()
+            .map(move |(i, e)| (first + i, e))
             .filter(move |(_, e)| e.read != NEVER && e.read & !PAGE_MASK == space)
             .map(|(i, e)| (i / BANK_ENTRIES, e.read & PAGE_MASK, *e))
     }

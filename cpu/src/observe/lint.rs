@@ -146,7 +146,8 @@ impl Cpu {
             let finding = Finding {
                 lint,
                 cpu: self.id,
-                level: self.level_number(),
+                // What is wrong at an entry is the hypervisor's; only a translation is used by the guest itself.
+                level: if lint == Lint::StaleTranslation { self.level_number() } else { 1 },
                 now: self.now(),
                 rip,
                 amd: self.is_amd(),
@@ -362,7 +363,7 @@ impl Cpu {
         let shared = self.shared.clone();
         let space = self.space;
         let mut stale = Vec::new();
-        for (bank, linear, entry) in self.tlb.in_space(space) {
+        for (bank, linear, entry) in self.tlb.in_guest_space(space) {
             let now = view.linear(&shared.memory, linear);
             let good = now.is_some_and(|m| {
                 m.physical & PAGE_MASK == entry.physical && (m.writable || entry.write == undervisor_mmu::tlb::NEVER)

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
+use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
 
 use crate::error::Failure;
 
@@ -15,6 +15,9 @@ struct Symbol {
     size: u64,
     name: String,
 }
+
+/// Assembly often leaves sizes out: then a symbol reaches as far as the next one, its section, or this.
+const UNSIZED: u64 = 0x1000;
 
 /// One `--symbols`.
 struct File {
@@ -54,8 +57,7 @@ impl Symbols {
             let i = f.symbols.partition_point(|s| s.address <= at);
             let s = f.symbols.get(i.checked_sub(1)?)?;
             let inside = at - s.address;
-            // Assembly often leaves sizes out: then a symbol reaches as far as the next.
-            (inside < s.size || s.size == 0 && inside < 0x10000).then_some((s.name.as_str(), inside))
+            (inside < s.size).then_some((s.name.as_str(), inside))
         })
     }
 
@@ -68,13 +70,22 @@ impl Symbols {
         }
     }
 
-    /// `file.c:12`, if there is line information. Slow: reads the file's debug information anew.
+    /// `file.c:12`, with the lines that it was inlined into, if there is line information. Slow: reads the file's debug
+    /// information anew.
     pub fn line(&self, level: u8, address: u64) -> Option<String> {
         self.files.iter().filter(|f| f.level == level).find_map(|f| {
             let context = f.lines()?;
-            let location = context.find_location(address.wrapping_sub(f.offset)).ok()??;
-            let name = location.file?.rsplit('/').next()?.to_owned();
-            Some(format!("{name}:{}", location.line?))
+            let mut frames = context.find_frames(address.wrapping_sub(f.offset)).skip_all_loads().ok()?;
+            let mut out = String::new();
+            while let Ok(Some(frame)) = frames.next() {
+                let Some(location) = frame.location else { break };
+                let (Some(file), Some(line)) = (location.file, location.line) else { break };
+                if !out.is_empty() {
+                    out.push_str(", inlined in ");
+                }
+                out.push_str(&format!("{}:{line}", file.rsplit('/').next().unwrap_or(file)));
+            }
+            (!out.is_empty()).then_some(out)
         })
     }
 }
@@ -103,11 +114,16 @@ impl File {
             .symbols()
             .chain(elf.dynamic_symbols())
             .filter(|s| s.is_definition() && matches!(s.kind(), SymbolKind::Text | SymbolKind::Label | SymbolKind::Unknown))
-            .filter_map(|s| Some(Symbol { address: s.address(), size: s.size(), name: s.name().ok()?.to_owned() }))
+            .filter_map(|s| {
+                let section = elf.section_by_index(s.section_index()?).ok().filter(|s| s.kind() == SectionKind::Text)?;
+                let room = (section.address() + section.size()).saturating_sub(s.address());
+                let size = if s.size() == 0 { room.min(UNSIZED) } else { s.size() };
+                Some(Symbol { address: s.address(), size, name: s.name().ok()?.to_owned() })
+            })
             .filter(|s| !s.name.is_empty() && !s.name.starts_with('$'))
             .collect();
         if symbols.is_empty() {
-            return Err(bad(spec, "the file has no symbols"));
+            return Err(bad(spec, "the file has no symbols of code"));
         }
         // Of several symbols at one address, the one with a size, then the shortest name.
         symbols.sort_by(|a, b| (a.address, a.size, b.name.len()).cmp(&(b.address, b.size, a.name.len())));
@@ -135,7 +151,7 @@ mod tests {
         let file = File {
             level: 2,
             offset: 0x10,
-            symbols: vec![symbol(0x1000, 0x20, "first"), symbol(0x1100, 0, "second")],
+            symbols: vec![symbol(0x1000, 0x20, "first"), symbol(0x1100, UNSIZED, "second")],
             data: Arc::from(&[][..]),
         };
         let all = Symbols { files: Arc::new(vec![file]) };

@@ -61,7 +61,6 @@ impl Cpu {
             }
         }
         let (now, tsc) = (self.now(), self.tsc());
-        let from = self.vmx_rip();
         load_guest(&self.virt.vmx.vmcs, &mut self.state, memory);
         self.current = std::ptr::null();
         let count = self.virt.vmx.vmcs.get32(Field::ENTRY_MSR_LOAD_COUNT);
@@ -69,6 +68,7 @@ impl Cpu {
             let area = self.virt.vmx.vmcs.get(Field::ENTRY_MSR_LOAD_ADDRESS);
             if let Err(n) = msr_area::load(memory, area, count, |msr, value| self.write_msr(msr, value).is_ok()) {
                 if self.observing != 0 {
+                    let from = self.instruction_rip;
                     self.observe_msr_load_failed(n as u64, area, from);
                 }
                 self.vmx_entry_failed(&ExitInformation::qualified(basic::MSR_LOAD | ENTRY_FAILURE, n as u64));
@@ -78,7 +78,19 @@ impl Cpu {
         }
         self.counters.vm_entries += 1;
         self.virt.vmx.vmcs.launched = true;
-        self.vmx_entered(&*shared, now, tsc, from, launch)
+        self.vmx_entered(&*shared, now, tsc);
+        let info = self.virt.vmx.vmcs.get32(Field::ENTRY_INTERRUPTION_INFORMATION);
+        if self.observing != 0 {
+            let from = self.instruction_rip;
+            self.observe_entry(now, u64::from(!launch), from, injected_event(info));
+            if self.observing & want::LINT != 0 {
+                self.lint_vmx_entry(from);
+            }
+        }
+        if info & interruption::VALID != 0 && interruption::kind(info) != interruption::OTHER {
+            return self.vmx_inject(info);
+        }
+        Ok(())
     }
 
     /// What the check said that refused the last entry.
@@ -87,7 +99,7 @@ impl Cpu {
     }
 
     /// The guest's state is loaded: what surrounds it.
-    fn vmx_entered(&mut self, memory: &dyn Memory, now: u64, tsc: u64, from: u64, launch: bool) -> Exec {
+    fn vmx_entered(&mut self, memory: &dyn Memory, now: u64, tsc: u64) {
         let v = &self.virt.vmx.vmcs;
         let vpid = v.vpid();
         let eptp = v.ept().then(|| v.get(Field::EPT_POINTER));
@@ -164,16 +176,6 @@ impl Cpu {
             self.attend(bits);
         }
         self.look_for_events();
-        if self.observing != 0 {
-            self.observe_entry(now, u64::from(!launch), from, injected_event(info));
-            if self.observing & want::LINT != 0 {
-                self.lint_vmx_entry(from);
-            }
-        }
-        if injected && interruption::kind(info) != interruption::OTHER {
-            return self.vmx_inject(info);
-        }
-        Ok(())
     }
 
     /// Event injection (SDM vol. 3, Event Injection).

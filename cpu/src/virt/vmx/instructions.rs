@@ -262,7 +262,50 @@ fn shadowed(cpu: &mut Cpu, encoding: u64, write: bool) -> bool {
     v.secondary(secondary::VMCS_SHADOWING) && !bitmaps::shadow_exits(v, &*shared, encoding, write)
 }
 
+/// Who wants to hear of VMREAD, and of VMWRITE.
+const READS: u32 = want::VMREAD | want::LINT;
+const WRITES: u32 = want::VMWRITE | want::EXPLAIN;
+
 fn vmread(cpu: &mut Cpu, insn: &Instruction) -> Exec {
+    if cpu.observing & READS != 0 { observed(cpu, insn, false) } else { read_field(cpu, insn) }
+}
+
+fn vmwrite(cpu: &mut Cpu, insn: &Instruction) -> Exec {
+    if cpu.observing & WRITES != 0 { observed(cpu, insn, true) } else { write_field(cpu, insn) }
+}
+
+/// VMREAD or VMWRITE while somebody watches.
+#[cold]
+#[inline(never)]
+fn observed(cpu: &mut Cpu, insn: &Instruction, write: bool) -> Exec {
+    // VMREAD may overwrite the register that names the field.
+    let encoding = cpu.gpr(if write { insn.op0_register() } else { insn.op1_register() }) & word_mask(cpu);
+    let guest = cpu.virt.guest;
+    if write {
+        write_field(cpu, insn)?
+    } else {
+        read_field(cpu, insn)?
+    }
+    if cpu.state.rflags() & (Rflags::CF | Rflags::ZF).bits() != 0 {
+        return Ok(());
+    }
+    let Some((field, high)) = cpu.vmx_capabilities().fields.find(encoding) else { return Ok(()) };
+    let x = &cpu.virt.vmx;
+    let (region, value) = if guest {
+        let region = x.vmcs.get(Field::VMCS_LINK_POINTER);
+        (region, shadow_read(&*cpu.shared, region, field, high))
+    } else {
+        (x.current, x.vmcs.read(field, high))
+    };
+    if write {
+        cpu.observe_vmwrite(region, field, high, value)
+    } else {
+        cpu.observe_vmread(region, field, high, value)
+    }
+    Ok(())
+}
+
+fn read_field(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     if !cpu.virt.vmx.on || cpu.vmx_mode_wrong() {
         return Err(cpu.ud());
     }
@@ -290,14 +333,11 @@ fn vmread(cpu: &mut Cpu, insn: &Instruction) -> Exec {
         cpu.virt.vmx.vmcs.read(field, high)
     };
     cpu.set_operand(insn, 0, value & mask)?;
-    if cpu.observing & (want::VMREAD | want::LINT) != 0 {
-        cpu.observe_vmread(region, field, high, value & mask);
-    }
     cpu.vmx_succeed();
     Ok(())
 }
 
-fn vmwrite(cpu: &mut Cpu, insn: &Instruction) -> Exec {
+fn write_field(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     if !cpu.virt.vmx.on || cpu.vmx_mode_wrong() {
         return Err(cpu.ud());
     }
@@ -333,9 +373,6 @@ fn vmwrite(cpu: &mut Cpu, insn: &Instruction) -> Exec {
             cpu.debug_field_written(field);
         }
     }
-    if cpu.observing & (want::VMWRITE | want::EXPLAIN) != 0 {
-        cpu.observe_vmwrite(region, field, high, value);
-    }
     cpu.vmx_succeed();
     Ok(())
 }
@@ -349,9 +386,9 @@ impl Cpu {
 
 impl Cpu {
     /// Whether VMREAD and VMWRITE of register operands are nothing but a look into the current VMCS: root operation in 64-bit mode at
-    /// CPL 0, with a current VMCS, and nobody who wants to hear of it.
+    /// CPL 0, with a current VMCS, and nobody who wants to hear of it (`watched`, of [`want`]).
     #[inline(always)]
-    fn vmx_fields_plain(&self) -> bool {
+    fn vmx_fields_plain(&self, watched: u32) -> bool {
         let x = &self.virt.vmx;
         x.on && !self.virt.guest
             && self.state.cpl == 0
@@ -359,13 +396,13 @@ impl Cpu {
             && x.current != NO_VMCS
             && x.capabilities.is_some()
             && !self.debugger.fields
-            && self.observing & (want::VMREAD | want::VMWRITE | want::EXPLAIN | want::LINT) == 0
+            && self.observing & watched == 0
     }
 }
 
 /// VMREAD to a register: op registers `a` (destination) and `b` (encoding). What is out of the ordinary takes the general form.
 pub fn hot_vmread(cpu: &mut Cpu, op: OpRef) -> Flow {
-    if cpu.vmx_fields_plain()
+    if cpu.vmx_fields_plain(READS)
         && let Some(capabilities) = &cpu.virt.vmx.capabilities
         && let Some((field, high)) = capabilities.fields.find(cpu.state.regs[op.b as usize])
     {
@@ -378,7 +415,7 @@ pub fn hot_vmread(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 /// VMWRITE from a register: op registers `a` (encoding) and `b` (source).
 pub fn hot_vmwrite(cpu: &mut Cpu, op: OpRef) -> Flow {
-    if cpu.vmx_fields_plain()
+    if cpu.vmx_fields_plain(WRITES)
         && let Some(capabilities) = &cpu.virt.vmx.capabilities
         && let Some((field, high)) = capabilities.fields.find(cpu.state.regs[op.a as usize])
         && !is_information(field)
