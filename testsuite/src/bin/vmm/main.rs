@@ -5,6 +5,8 @@
 //! Usage: `vmm KERNEL [INITRD] [COMMAND LINE] [MiB] [VCPUS]`. Ends when the guest switches off or resets.
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod acpi;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod monitor;
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

@@ -6,9 +6,10 @@
 
 use std::error::Error;
 use std::io::Write as _;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::acpi;
 use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_pit_config, kvm_regs, kvm_segment,
     kvm_userspace_memory_region,
@@ -29,7 +30,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
         Some(path) => std::fs::read(path)?,
         None => Vec::new(),
     };
-    let command_line = arguments.get(2).map_or("console=ttyS0 reboot=t panic=-1 acpi=off", String::as_str);
+    let command_line = arguments.get(2).map_or("console=ttyS0 reboot=t panic=-1", String::as_str);
     let mib: usize = arguments.get(3).map_or(Ok(256), |s| s.parse())?;
     let vcpus: u64 = arguments.get(4).map_or(Ok(1), |s| s.parse())?;
     let size = mib << 20;
@@ -130,6 +131,7 @@ fn load(memory: &mut [u8], kernel: &[u8], initrd: &[u8], command_line: &str, vcp
     for i in 0..512u64 {
         put(memory, PAGE_TABLES + 0x2000 + 8 * i as usize, &(i << 21 | 0x83).to_le_bytes())?;
     }
+    put(memory, acpi::ADDRESS, &acpi::tables(vcpus))?;
     put(memory, 0x9_fc00, &mp_table(vcpus))
 }
 
@@ -222,6 +224,7 @@ struct Serial {
 
 static RESETS: AtomicU8 = AtomicU8::new(0);
 static CMOS_INDEX: AtomicU8 = AtomicU8::new(0);
+static PM1_ENABLE: AtomicU16 = AtomicU16::new(0);
 
 /// The real-time clock's registers: it stands at 1 January 2026, and never updates.
 fn cmos(index: u8) -> u8 {
@@ -252,7 +255,9 @@ fn processor(mut vcpu: VcpuFd, vm: &VmFd, serial: &Mutex<Serial>) -> Result<&'st
                 // Keyboard controller reset, and reset control: the guest is done.
                 0x64 if data[0] == 0xfe => return Ok("a keyboard controller reset"),
                 0xcf9 if data[0] & 4 != 0 => return Ok("a reset"),
-                0x604 | 0x600 => return Ok("a power-off"),
+                0x602 if data.len() == 2 => PM1_ENABLE.store(u16::from_le_bytes([data[0], data[1]]), Ordering::Relaxed),
+                // PM1 control: SLP_EN.
+                0x604 if data.len() == 2 && data[1] & 0x20 != 0 => return Ok("a power-off"),
                 0x70 => CMOS_INDEX.store(data[0] & 0x7f, Ordering::Relaxed),
                 _ => {}
             },
@@ -261,6 +266,10 @@ fn processor(mut vcpu: VcpuFd, vm: &VmFd, serial: &Mutex<Serial>) -> Result<&'st
                 match port {
                     0x3f8..=0x3ff => data[0] = serial.lock().map_err(|_| "a processor thread died")?.read(port - 0x3f8),
                     0x61 => data[0] = RESETS.fetch_xor(0x10, Ordering::Relaxed),
+                    acpi::PM1..0x608 => {
+                        let enable = if port == acpi::PM1 + 2 { PM1_ENABLE.load(Ordering::Relaxed) } else { 0 };
+                        data.iter_mut().zip(enable.to_le_bytes().into_iter().chain([0; 6])).for_each(|(d, e)| *d = e);
+                    }
                     0x71 => data[0] = cmos(CMOS_INDEX.load(Ordering::Relaxed)),
                     // Nothing else is there, also no keyboard controller, for which a guest would look long.
                     _ => {}
