@@ -1,6 +1,6 @@
 //! A small KVM virtual-machine monitor, to run *inside* undervisor as a guest's own hypervisor: it boots a bzImage with an initramfs as
 //! L2, with COM1 on standard output. Built static, so that it runs in a bare initramfs:
-//! `cargo rustc --release -p undervisor-testsuite --bin vmm -- -C target-feature=+crt-static`.
+//! `cargo rustc --release -p undervisor-vmm -- -C target-feature=+crt-static`.
 //!
 //! Usage: `vmm KERNEL [INITRD] [COMMAND LINE] [MiB] [VCPUS]`. Ends when the guest switches off or resets.
 

@@ -21,8 +21,7 @@ pub fn tables(vcpus: u64) -> Vec<u8> {
         madt.append_slice(&[0, 8, id, id, 1, 0, 0, 0]);
     }
     madt.append_slice(&[1, 12, vcpus as u8, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0]);
-    // The timer's interrupt 0 is pin 2; the SCI is level-triggered, active high.
-    madt.append_slice(&[2, 10, 0, 0, 2, 0, 0, 0, 0, 0]);
+    // ISA interrupts have the pins of their numbers, the timer too; the SCI is level-triggered, active high.
     madt.append_slice(&[2, 10, 0, 9, 9, 0, 0, 0, 0xd, 0]);
     madt.append_slice(&[4, 6, 0xff, 0, 0, 1]);
     let dsdt = table(b"DSDT", 36, 2);

@@ -151,9 +151,8 @@ fn mp_table(vcpus: u64) -> Vec<u8> {
     let ioapic = vcpus as u8;
     add(&mut entries, &[2, ioapic, 0x11, 1, 0, 0, 0xc0, 0xfe]);
     for irq in 0..16u8 {
-        let pin = if irq == 0 { 2 } else { irq };
         if irq != 2 {
-            add(&mut entries, &[3, 0, 0, 0, 0, irq, ioapic, pin]);
+            add(&mut entries, &[3, 0, 0, 0, 0, irq, ioapic, irq]);
         }
     }
     add(&mut entries, &[4, 3, 0, 0, 0, 0, 0, 0]);
