@@ -100,6 +100,8 @@ pub trait Place: Source {
 pub struct RegA;
 /// Register `op.b`.
 pub struct RegB;
+/// Bits 15:8 of register `op.a`: AH, CH, DH, BH.
+pub struct HighA;
 /// `op.imm`.
 pub struct Imm;
 /// The memory operand.
@@ -115,6 +117,12 @@ impl Source for RegB {
     #[inline(always)]
     fn get<T: Int, W: Way>(cpu: &mut Cpu, op: OpRef) -> Result<u64, W::Miss> {
         Ok(cpu.state.regs[op.b as usize] & T::MASK)
+    }
+}
+impl Source for HighA {
+    #[inline(always)]
+    fn get<T: Int, W: Way>(cpu: &mut Cpu, op: OpRef) -> Result<u64, W::Miss> {
+        Ok(cpu.state.regs[op.a as usize] >> 8 & 0xff)
     }
 }
 impl Source for Imm {
@@ -139,6 +147,19 @@ impl Place for RegA {
     #[inline(always)]
     fn put<T: Int, W: Way>(cpu: &mut Cpu, op: OpRef, value: u64) -> Result<(), W::Miss> {
         T::put(&mut cpu.state.regs[op.a as usize], value);
+        Ok(())
+    }
+}
+impl Place for HighA {
+    const MEMORY: bool = false;
+    #[inline(always)]
+    fn get_to_modify<T: Int, W: Way>(cpu: &mut Cpu, op: OpRef) -> Result<u64, W::Miss> {
+        Self::get::<T, W>(cpu, op)
+    }
+    #[inline(always)]
+    fn put<T: Int, W: Way>(cpu: &mut Cpu, op: OpRef, value: u64) -> Result<(), W::Miss> {
+        let register = &mut cpu.state.regs[op.a as usize];
+        *register = *register & !0xff00 | (value & 0xff) << 8;
         Ok(())
     }
 }

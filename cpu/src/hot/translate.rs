@@ -9,7 +9,7 @@ use super::arith::{
 };
 use super::branch::{self, CallIndirect, CompareBranch, ComputeBranch, JmpIndirect, Ret, indirect};
 use super::moves::{Cmov, Extend, ExtendHigh, Lea, Leave, Mov, Pop, Push, Set, Xchg};
-use super::operand::{Imm, Mem, RegA, RegB, form};
+use super::operand::{HighA, Imm, Mem, RegA, RegB, form};
 use super::shift::{Cl, DoubleShift, RorX, Shift, ShiftX, kind};
 use super::{hot, stale};
 use crate::decode::{Builder, Mode};
@@ -658,6 +658,18 @@ fn compare<O: Alu>(op: &mut Op, insn: &Instruction, mode: Mode, cx: &Context) ->
                 by_size!(s, T => hot::<AluOp<O, T, RegA, $src, true>>)
             }
         };
+    }
+    // A test of a bit in AH and the like is how compilers look at bits 8 to 15.
+    if let Some(Gpr { high: true, number, .. }) = Gpr::of(insn.op0_register())
+        && insn.op0_kind() == OpKind::Register
+        && insn.op1_kind() == OpKind::Immediate8
+    {
+        op.a = number;
+        op.imm.set(insn.immediate(1));
+        return Some(match fuse {
+            Some(cc) => by_condition!(cc, CC => CompareBranch::<O, u8, HighA, Imm>::run::<CC, true>),
+            None => hot::<AluOp<O, u8, HighA, Imm, true>>,
+        });
     }
     match shape(op, insn, 0, mode)? {
         Shape::Reg(a) => {
