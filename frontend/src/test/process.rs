@@ -20,6 +20,9 @@ const OUTPUT_LIMIT: usize = 16 << 20;
 /// What the guests of a configuration expect below them, which is KVM: its hypercalls.
 const PARAVIRTUAL: &str = "kvm_pv_ipi";
 
+/// Models of QEMU's that tests name for what they lack, and that.
+const OLDER: [(&str, &[&str]); 1] = [("IvyBridge", &["-la57", "-smap", "-pku", "-invpcid"])];
+
 /// The model for a test: the base model, with hypercalls if it is for a configuration, and with those of the changes in QEMU's
 /// `-cpu` value that it knows.
 pub fn cpu(entry: &Entry, base: Option<&str>, configured: bool) -> String {
@@ -27,7 +30,9 @@ pub fn cpu(entry: &Entry, base: Option<&str>, configured: bool) -> String {
     if configured && !cpu.contains(PARAVIRTUAL) {
         cpu = format!("{cpu},+{PARAVIRTUAL}");
     }
-    for part in entry.cpu.as_deref().unwrap_or_default().split(',').skip(1) {
+    let mut parts = entry.cpu.as_deref().unwrap_or_default().split(',');
+    let old = parts.next().and_then(|name| OLDER.iter().find(|row| row.0 == name));
+    for part in old.map_or(&[][..], |row| row.1).iter().copied().chain(parts) {
         // QEMU writes `x=on` and `x=off` too.
         let change = match part.split_once('=') {
             Some(("phys-bits", _)) => part.to_owned(),
