@@ -150,6 +150,49 @@ fn breakpoints_and_registers_at_both_levels() {
     }
 }
 
+/// lldb speaks the same protocol, its own way.
+#[test]
+fn lldb_attaches_too() {
+    if Command::new("lldb").arg("--version").output().is_err() {
+        let _ = writeln!(std::io::stderr(), "skipped: lldb is not installed");
+        return;
+    }
+    let server = serve(&["demo", "--vendor", "intel"]);
+    let port = server.address.rsplit(':').next().unwrap();
+    let commands = [
+        &format!("gdb-remote {port}"),
+        "register read rip cr0 msr_pat xmm0",
+        "breakpoint set -H -a 0x19000",
+        "continue",
+        "register read level",
+        "stepi",
+        "memory read -c 4 0x19000",
+        "process plugin packet monitor level",
+        "breakpoint delete -f",
+        "detach",
+    ];
+    let mut lldb = Command::new("sh");
+    lldb.args(["-c", "exec lldb \"$@\" 2>&1", "lldb", "--no-lldbinit", "-b"]);
+    commands.iter().for_each(|c| {
+        lldb.args(["-o", c]);
+    });
+    let out = lldb.stdin(Stdio::null()).output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout);
+    let wanted = [
+        "rip = 0x0000000000007c00",
+        "cr0 = 0x0000000000000010",
+        "msr_pat = 0x0007040600070406",
+        "stop reason = breakpoint 1.1",
+        "level = 0x00000002",
+        "0x19005",
+        "0x00019000: be",
+        "level 2: VMX",
+        "detached",
+    ];
+    in_order(&text, &wanted);
+    assert_eq!(server.end().0, Some(0));
+}
+
 /// A breakpoint that is meant for one level stops at no other, whoever set it.
 #[test]
 fn breakpoints_by_level() {

@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod cpio;
+pub mod fuzz;
 pub mod images;
 pub mod oracle;
 pub mod serial;

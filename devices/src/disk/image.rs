@@ -1,6 +1,6 @@
 //! Raw and qcow2 image files, by way of `imago`.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use imago::file::File;
@@ -32,6 +32,8 @@ pub enum DiskError {
     Empty { path: PathBuf },
     #[error("{}: {length} bytes, not a multiple of 512; it is truncated, or not a disk image", path.display())]
     Uneven { path: PathBuf, length: u64 },
+    #[error("{}: its refcounts do not cover its own header, so that nothing can be allocated in it; repair it with qemu-img check -r all, or open it readonly", path.display())]
+    NoRefcounts { path: PathBuf },
 }
 
 /// An image file.
@@ -50,6 +52,9 @@ pub fn open(path: &Path, readonly: bool) -> Result<ImageDisk, DiskError> {
     let mut gate = Gate { seen: Vec::new(), trouble: None };
     gate.enter(path).map_err(error)?;
     let qcow2 = starts_with_magic(path).map_err(error)?;
+    if qcow2 && !readonly && !counts_its_header(path).map_err(error)? {
+        return Err(DiskError::NoRefcounts { path: path.to_owned() });
+    }
     let opened = if qcow2 {
         Qcow2::<File>::builder_path(path).write(!readonly).open(&mut gate).map(FormatAccess::new)
     } else {
@@ -69,6 +74,23 @@ pub fn open(path: &Path, readonly: bool) -> Result<ImageDisk, DiskError> {
         return Err(DiskError::Uneven { path: path.to_owned(), length: size });
     }
     Ok(ImageDisk { image, readonly, size })
+}
+
+/// Whether the refcount table of a qcow2 image names a block for the image's first clusters. `imago` would put a missing one at
+/// offset 0, over the header, then find that offset 0 still means none, and never end.
+fn counts_its_header(path: &Path) -> io::Result<bool> {
+    const REFCOUNT_TABLE_OFFSET: u64 = 48;
+    const OFFSET_MASK: u64 = !0x1ff;
+    let mut file = std::fs::File::open(path)?;
+    let mut word = |at| -> io::Result<u64> {
+        let mut bytes = [0; 8];
+        file.seek(SeekFrom::Start(at))?;
+        file.read_exact(&mut bytes)?;
+        Ok(u64::from_be_bytes(bytes))
+    };
+    let table = word(REFCOUNT_TABLE_OFFSET)?;
+    // Past the end of the file: nothing there.
+    Ok(word(table).unwrap_or(0) & OFFSET_MASK != 0)
 }
 
 fn starts_with_magic(path: &Path) -> io::Result<bool> {

@@ -96,3 +96,17 @@ fn errors_say_what_is_wrong() {
     let orphan = folder.qcow2("orphan.qcow2", Some(("gone.raw", "raw")));
     assert!(text(open(&orphan, true)).contains("orphan.qcow2"));
 }
+
+/// Found by fuzzing: the first write recursed without end.
+#[test]
+fn an_image_that_does_not_count_its_header_is_only_read() {
+    let folder = Folder::new("uncounted");
+    let path = folder.qcow2("uncounted", None);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let table = u64::from_be_bytes(bytes[48..56].try_into().unwrap()) as usize;
+    bytes[table..table + 8].fill(0);
+    std::fs::write(&path, &bytes).unwrap();
+    let message = open(&path, false).err().unwrap().to_string();
+    assert!(message.contains("qemu-img check"), "{message}");
+    assert!(open(&path, true).is_ok());
+}

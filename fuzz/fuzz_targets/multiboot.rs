@@ -1,0 +1,7 @@
+//! `cargo +nightly fuzz run multiboot`. The body is in `testsuite/src/fuzz`.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use undervisor_testsuite::fuzz;
+
+fuzz_target!(|data: &[u8]| fuzz::run("multiboot", data));
