@@ -43,19 +43,19 @@ impl Random {
     pub fn new(seed: u64) -> Random {
         Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
     pub fn below(&mut self, n: usize) -> usize {
-        ((self.next() >> 16) % n.max(1) as u64) as usize
+        ((self.word() >> 16) % n.max(1) as u64) as usize
     }
     fn byte(&mut self) -> u8 {
         match self.below(4) {
             0 => [0, 1, 0x7f, 0x80, 0xff][self.below(5)],
-            _ => (self.next() >> 32) as u8,
+            _ => (self.word() >> 32) as u8,
         }
     }
 
