@@ -11,13 +11,15 @@ use undervisor_vmx::reason::basic;
 use undervisor_vmx::{ExitInformation, Field, Memory};
 
 use super::incident::{FieldPicture, Link, Remedy, What};
-use super::provenance::{ExitMark, Write};
+use super::provenance::{ExitMark, Write, Written};
 use super::record::{Kind, NO_STRUCTURE, Record};
 use super::statistics::ExitKey;
 use super::want;
 use crate::cpu::Cpu;
 use crate::paging::{NestedCause, NestedFault};
 
+/// Who has stores to VMCBs watched.
+const WATCHES_VMCB: u32 = want::VMCB_WRITES | want::VMWRITE | want::LINT;
 /// Fields besides the named one that an explanation shows.
 const OTHER_FIELDS: usize = 4;
 
@@ -103,14 +105,13 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     pub(crate) fn observe_vmx_exit(&mut self, i: &ExitInformation, rip: u64) {
-        let numbers = [i.qualification, i.guest_physical_address, i.interruption_information as u64];
-        self.exited(i.reason as u64, rip, numbers);
-        if self.observing & want::EXPLAIN != 0 {
-            let mark = ExitMark { now: self.now(), reason: i.reason as u64, cpu: self.id as u8 };
-            let current = self.virt.vmx.current;
-            if let Some(o) = &self.observer {
-                o.borrow_mut().provenance.vmcs_exit(current, mark);
-            }
+        let mark = ExitMark { now: self.now(), reason: i.reason as u64, cpu: self.id as u8 };
+        if let Some(writes) = &mut self.virt.vmx.writes {
+            writes.exited(mark);
+        }
+        if self.observing & (want::EXITS | want::STATISTICS) != 0 {
+            let numbers = [i.qualification, i.guest_physical_address, i.interruption_information as u64];
+            self.exited(i.reason as u64, rip, numbers);
         }
     }
 
@@ -123,8 +124,13 @@ impl Cpu {
         rip: u64,
         delivering: Option<&Event>,
     ) {
-        let event = delivering.map_or(0, |e| undervisor_svm::exit::interrupted(e).0);
-        self.exited(exit.code, rip, [exit.info1, exit.info2, event as u64]);
+        if self.observing & (want::EXITS | want::STATISTICS) != 0 {
+            let event = delivering.map_or(0, |e| undervisor_svm::exit::interrupted(e).0);
+            self.exited(exit.code, rip, [exit.info1, exit.info2, event as u64]);
+        }
+        if self.observing & WATCHES_VMCB == 0 {
+            return;
+        }
         let mark = ExitMark { now: self.now(), reason: exit.code, cpu: self.id as u8 };
         let index = self.virt.svm.vmcb.address().and_then(|a| self.shared.memory.page_index(a));
         if let (Some(o), Some(index)) = (&self.observer, index) {
@@ -151,14 +157,41 @@ impl Cpu {
 
     // ---- failures -----------------------------------------------------------------------------------------------------------
 
+    /// Where the value of a field of the current VMCS comes from.
+    pub(super) fn vmcs_written(&self, field: Field) -> Written {
+        self.virt.vmx.writes.as_ref().map_or(Written::NotWatched, |w| w.of(field))
+    }
+
+    /// The current VMCS is about to be `next` (or none, [`NO_VMCS`]).
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn observe_vmcs_switch(&mut self, next: u64) {
+        let Some(o) = &self.observer else { return };
+        let provenance = &mut o.borrow_mut().provenance;
+        let x = &mut self.virt.vmx;
+        if let Some(writes) = x.writes.take() {
+            provenance.put(x.current, writes);
+        }
+        if next != NO_VMCS {
+            x.writes = Some(provenance.take(next));
+        }
+    }
+
+    /// VMWRITE to the current VMCS by its handler of its own.
+    #[inline(never)]
+    pub(crate) fn note_vmwrite(&mut self, op: crate::op::OpRef, field: Field, value: u64) {
+        let rip = self.state.rip().wrapping_add(op.offset as u64);
+        let mut write = self.write_mark(rip, value);
+        write.now += op.index as u64;
+        if let Some(writes) = &mut self.virt.vmx.writes {
+            writes.wrote(field, write);
+        }
+    }
+
     fn vmcs_picture(&mut self, field: Field) -> FieldPicture {
         use undervisor_vmx::describe;
-        let current = self.virt.vmx.current;
         let value = self.virt.vmx.vmcs.get(field);
-        let written = match &self.observer {
-            Some(o) => o.borrow().provenance.of_vmcs(current, field),
-            None => super::Written::NotWatched,
-        };
+        let written = self.vmcs_written(field);
         FieldPicture {
             name: field.row().map_or("?", |r| r.name),
             value,
@@ -278,7 +311,7 @@ impl Cpu {
         let index = address.and_then(|a| self.shared.memory.page_index(a));
         let written = match &self.observer {
             Some(o) => o.borrow().provenance.of_vmcb(index, field),
-            None => super::Written::NotWatched,
+            None => Written::NotWatched,
         };
         let memory = address
             .and_then(|a| self.shared.memory.read::<u64>(a + (field.offset as u64 & !7)))
@@ -415,8 +448,14 @@ impl Cpu {
         }
         if self.observing & want::EXPLAIN != 0 {
             let write = self.write_mark(rip, value);
-            if let Some(o) = &self.observer {
-                o.borrow_mut().provenance.vmwrite(region, field, write);
+            let x = &mut self.virt.vmx;
+            match &mut x.writes {
+                Some(writes) if region == x.current => writes.wrote(field, write),
+                _ => {
+                    if let Some(o) = &self.observer {
+                        o.borrow_mut().provenance.vmwrite(region, field, write);
+                    }
+                }
             }
         }
     }
@@ -466,7 +505,7 @@ impl Cpu {
     #[inline(never)]
     pub(crate) fn observe_vmrun(&mut self, address: u64) {
         let lint = self.observing & want::LINT != 0;
-        if self.observing & (want::VMCB_WRITES | want::VMWRITE | want::LINT) != 0 {
+        if self.observing & WATCHES_VMCB != 0 {
             let known = match (&self.observer, self.shared.memory.page_index(address)) {
                 (Some(o), Some(index)) => o.borrow().provenance.watched(index),
                 _ => true,

@@ -12,6 +12,7 @@ use undervisor_vmx::{Field, bitmaps, describe};
 
 use super::look::View;
 use super::provenance::Written;
+use super::want;
 use crate::cpu::Cpu;
 use crate::paging::Access;
 
@@ -244,7 +245,6 @@ impl Cpu {
     #[inline(never)]
     pub(crate) fn lint_vmx_entry(&mut self, rip: u64) {
         let v = &self.virt.vmx.vmcs;
-        let current = self.virt.vmx.current;
         let efer = if v.exit_control(exit::HOST_ADDRESS_SPACE_SIZE) { Efer::LMA.bits() } else { 0 };
         let cr4 = v.get(Field::HOST_CR4) | if efer != 0 { Cr4::PAE.bits() } else { 0 };
         let cr0 = v.get(Field::HOST_CR0) | Cr0::PG.bits();
@@ -252,7 +252,7 @@ impl Cpu {
         let (host_rip, host_rsp) = (v.get(Field::HOST_RIP), v.get(Field::HOST_RSP));
         for (field, address, write) in [(Field::HOST_RIP, host_rip, false), (Field::HOST_RSP, host_rsp.wrapping_sub(8), true)] {
             if let Some(why) = self.unmapped(&view, address, write) {
-                let written = self.observer.as_ref().map(|o| o.borrow().provenance.of_vmcs(current, field));
+                let written = (self.observing & want::EXPLAIN != 0).then(|| self.vmcs_written(field));
                 let value = self.virt.vmx.vmcs.get(field);
                 self.found(Lint::HostStateUnmapped, (field.0 as u64, value), rip, written, || {
                     format!("{field:?} = {value:#x} {why} by the page tables at HOST_CR3")

@@ -22,7 +22,7 @@ use std::rc::Rc;
 pub use hooks::{injected, is_shutdown};
 pub use incident::{FieldPicture, Incident, Link, Remedy, What};
 pub use lint::{Finding, Lint};
-pub use provenance::{ExitMark, Provenance, Write, Written};
+pub use provenance::{ExitMark, Provenance, VmcsWrites, Write, Written};
 pub use record::{Filter, Kind, Record};
 pub use statistics::{ExitKey, ExitSum, Statistics};
 
@@ -173,6 +173,9 @@ impl Cpu {
         self.observing = observer.as_ref().map_or(0, |o| o.borrow().wants);
         let pages = observer.as_ref().map(|o| o.borrow().watch.clone()).unwrap_or_default();
         self.observer = observer;
+        let x = &mut self.virt.vmx;
+        let current = x.current != undervisor_vmx::checks::state::NO_VMCS;
+        x.writes = (self.observing & want::EXPLAIN != 0 && current).then(VmcsWrites::new);
         for page in pages {
             self.observe_page(page, false);
         }

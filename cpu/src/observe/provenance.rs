@@ -40,9 +40,45 @@ pub enum Written {
     NotWatched,
 }
 
-struct VmcsWrites {
+/// Writers of one VMCS. Those of a processor's current VMCS are with the processor, like the VMCS.
+pub struct VmcsWrites {
     fields: [Option<Write>; 256],
     exit: Option<ExitMark>,
+}
+
+impl VmcsWrites {
+    /// Nobody wrote anything yet.
+    pub fn new() -> Box<VmcsWrites> {
+        Box::new(VmcsWrites { fields: [None; 256], exit: None })
+    }
+
+    /// VMWRITE.
+    #[inline]
+    pub fn wrote(&mut self, field: Field, write: Write) {
+        self.fields[field.0 as usize] = Some(write);
+    }
+
+    /// A VM exit saves guest state.
+    #[inline]
+    pub fn exited(&mut self, mark: ExitMark) {
+        self.exit = Some(mark);
+    }
+
+    /// Where a field's value comes from.
+    pub fn of(&self, field: Field) -> Written {
+        use undervisor_vmx::fields::FieldType;
+        let write = self.fields[field.0 as usize];
+        let saved = field.row().is_some_and(|r| match r.field_type() {
+            FieldType::Guest => field != Field::VMCS_LINK_POINTER,
+            FieldType::Information => true,
+            _ => false,
+        });
+        match (write, self.exit) {
+            (write, Some(exit)) if saved && write.is_none_or(|w| w.now < exit.now) => Written::SavedByExit(exit),
+            (Some(write), _) => Written::By(write),
+            (None, _) => Written::Never,
+        }
+    }
 }
 
 /// Bytes of a page that share a memory of who wrote them.
@@ -69,20 +105,27 @@ pub struct Provenance {
 const MOST: usize = 4096;
 
 impl Provenance {
-    /// VMWRITE.
+    /// VMWRITE to a VMCS that is not current.
     pub(super) fn vmwrite(&mut self, vmcs: u64, field: Field, write: Write) {
-        self.vmcs(vmcs).fields[field.0 as usize] = Some(write);
+        self.make_room(vmcs);
+        self.vmcs.entry(vmcs).or_insert_with(VmcsWrites::new).wrote(field, write);
     }
 
-    fn vmcs(&mut self, vmcs: u64) -> &mut VmcsWrites {
+    fn make_room(&mut self, vmcs: u64) {
         if self.vmcs.len() >= MOST && !self.vmcs.contains_key(&vmcs) {
             self.vmcs.pop_first();
         }
-        self.vmcs.entry(vmcs).or_insert_with(|| Box::new(VmcsWrites { fields: [None; 256], exit: None }))
     }
 
-    pub(super) fn vmcs_exit(&mut self, vmcs: u64, mark: ExitMark) {
-        self.vmcs(vmcs).exit = Some(mark);
+    /// A VMCS is current no longer.
+    pub(super) fn put(&mut self, vmcs: u64, writes: Box<VmcsWrites>) {
+        self.make_room(vmcs);
+        self.vmcs.insert(vmcs, writes);
+    }
+
+    /// A VMCS becomes current.
+    pub(super) fn take(&mut self, vmcs: u64) -> Box<VmcsWrites> {
+        self.vmcs.remove(&vmcs).unwrap_or_else(VmcsWrites::new)
     }
 
     /// Begin to watch a page; does nothing if it is watched already.
@@ -115,23 +158,6 @@ impl Provenance {
     pub(super) fn vmcb_exit(&mut self, index: usize, mark: ExitMark) {
         if let Some(page) = self.pages.get_mut(&index) {
             page.exit = Some(mark);
-        }
-    }
-
-    /// Where a VMCS field's value comes from.
-    pub fn of_vmcs(&self, vmcs: u64, field: Field) -> Written {
-        use undervisor_vmx::fields::FieldType;
-        let Some(w) = self.vmcs.get(&vmcs) else { return Written::Never };
-        let write = w.fields[field.0 as usize];
-        let saved = field.row().is_some_and(|r| match r.field_type() {
-            FieldType::Guest => field != Field::VMCS_LINK_POINTER,
-            FieldType::Information => true,
-            _ => false,
-        });
-        match (write, w.exit) {
-            (write, Some(exit)) if saved && write.is_none_or(|w| w.now < exit.now) => Written::SavedByExit(exit),
-            (Some(write), _) => Written::By(write),
-            (None, _) => Written::Never,
         }
     }
 

@@ -306,8 +306,8 @@ fn what_an_exit_saved_is_not_called_written() {
     assert_eq!(name, "activity");
     let observer = ran.cpu.observer.clone().expect("an observer");
     let observer = observer.borrow();
-    assert!(matches!(observer.provenance.of_vmcs(REGION, F::GUEST_RIP), Written::SavedByExit(e) if e.reason == 10));
-    assert!(matches!(observer.provenance.of_vmcs(REGION, F::HOST_RIP), Written::By(_)));
+    assert!(matches!(ran.cpu.vmcs_written(F::GUEST_RIP), Written::SavedByExit(e) if e.reason == 10));
+    assert!(matches!(ran.cpu.vmcs_written(F::HOST_RIP), Written::By(_)));
     // Failed entries go on for ever here: each cause is told once, and counted.
     assert_eq!(incidents.len(), 1);
     assert!(observer.causes().any(|(name, _, n)| name == "activity" && n > 3));
@@ -582,10 +582,10 @@ fn lint_undefined_exit_field() {
 
 #[test]
 fn lint_host_state_unmapped() {
-    let with_rsp = |value: u64| vmx(want::LINT, &[(F::HOST_RSP, value)], &cpuid, &halt).caught;
+    let with_rsp = |value: u64| vmx(want::LINT | want::EXPLAIN, &[(F::HOST_RSP, value)], &cpuid, &halt).caught;
     let bad = with_rsp(0x4000_0000);
     assert_eq!(bad.found(Lint::HostStateUnmapped).len(), 1);
-    assert!(matches!(bad.findings.borrow()[0].written, Some(Written::Never | Written::By(_))));
+    assert!(matches!(bad.findings.borrow()[0].written, Some(Written::By(_))));
     assert!(with_rsp(0x7000).found(Lint::HostStateUnmapped).is_empty());
     let amd = |value: u64| svm(want::LINT, &|a| a.mov(rsp, value), &cpuid, &nothing).caught;
     assert_eq!(amd(0x4000_0000).found(Lint::HostStateUnmapped).len(), 1);
@@ -637,4 +637,25 @@ fn lint_holes() {
     // Writes of 0x1b: bit 0x37.
     assert_eq!(amd((6, 0x7f)).len(), 1);
     assert!(amd((6, 0xff)).is_empty());
+}
+
+#[test]
+fn writers_stay_with_their_vmcs() {
+    // A wrong field is written, the VMCS cleared, and loaded again before the entry.
+    let shared = memory(false);
+    let s = shared.clone();
+    place(&shared, HOST_CODE, &|a| {
+        vmx_setup(a, &s, &[(F::GUEST_RFLAGS, 0)])?;
+        a.vmclear(qword_ptr(0x508))?;
+        a.vmptrld(qword_ptr(0x508))?;
+        a.vmlaunch()?;
+        a.hlt()
+    });
+    let ran = run(false, want::EXPLAIN, shared, 1000);
+    let incidents = ran.caught.incidents.borrow();
+    assert!(
+        matches!(incidents[0].fields[0].written, Written::By(w) if w.value == 0 && w.rip < incidents[0].rip),
+        "{:?}",
+        incidents[0]
+    );
 }

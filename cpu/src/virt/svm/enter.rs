@@ -20,7 +20,7 @@ impl Cpu {
         let shared = self.shared.clone();
         let memory = &shared.memory;
         let (from, now) = (self.svm_rip(), self.now());
-        if self.observing != 0 {
+        if self.observing & (want::VMCB_WRITES | want::VMWRITE | want::LINT) != 0 {
             self.observe_vmrun(address);
         }
         let seam = &mut self.virt.svm;
@@ -101,7 +101,7 @@ impl Cpu {
             bits |= attention::DEBUG;
         }
         self.attend(bits);
-        if self.observing != 0 {
+        if self.observing & (want::TRACE | want::STATISTICS | want::LINT) != 0 {
             let info = self.virt.svm.vmcb.get(Field::EVENTINJ) as u32;
             self.observe_entry(now, 2, from, crate::observe::injected(info));
             if self.observing & want::LINT != 0 {

@@ -80,7 +80,7 @@ impl Cpu {
         self.virt.vmx.vmcs.launched = true;
         self.vmx_entered(&*shared, now, tsc);
         let info = self.virt.vmx.vmcs.get32(Field::ENTRY_INTERRUPTION_INFORMATION);
-        if self.observing != 0 {
+        if self.observing & (want::ENTRIES | want::STATISTICS | want::LINT) != 0 {
             let from = self.instruction_rip;
             self.observe_entry(now, u64::from(!launch), from, injected_event(info));
             if self.observing & want::LINT != 0 {

@@ -175,6 +175,9 @@ fn vmxoff(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     if cpu.observing & want::LINT != 0 {
         cpu.lint_vmxoff();
     }
+    if cpu.observing & want::EXPLAIN != 0 {
+        cpu.observe_vmcs_switch(NO_VMCS);
+    }
     let x = &mut cpu.virt.vmx;
     x.on = false;
     x.current = NO_VMCS;
@@ -197,6 +200,9 @@ fn vmclear(cpu: &mut Cpu, insn: &Instruction) -> Exec {
         if pointer == cpu.virt.vmx.current {
             cpu.virt.vmx.vmcs.launched = false;
             cpu.vmx_write_back();
+            if cpu.observing & want::EXPLAIN != 0 {
+                cpu.observe_vmcs_switch(NO_VMCS);
+            }
             cpu.virt.vmx.current = NO_VMCS;
         } else {
             clear_launch_state(&*shared, pointer);
@@ -229,6 +235,9 @@ fn vmptrld(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     }
     if pointer != cpu.virt.vmx.current {
         cpu.vmx_write_back();
+        if cpu.observing & want::EXPLAIN != 0 {
+            cpu.observe_vmcs_switch(pointer);
+        }
         let x = &mut cpu.virt.vmx;
         x.vmcs.load(&*shared, pointer);
         x.current = pointer;
@@ -265,6 +274,8 @@ fn shadowed(cpu: &mut Cpu, encoding: u64, write: bool) -> bool {
 /// Who wants to hear of VMREAD, and of VMWRITE.
 const READS: u32 = want::VMREAD | want::LINT;
 const WRITES: u32 = want::VMWRITE | want::EXPLAIN;
+/// Who wants more than a note of VMWRITE.
+const TRACED_WRITES: u32 = want::VMWRITE;
 
 fn vmread(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     if cpu.observing & READS != 0 { observed(cpu, insn, false) } else { read_field(cpu, insn) }
@@ -415,13 +426,16 @@ pub fn hot_vmread(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 /// VMWRITE from a register: op registers `a` (encoding) and `b` (source).
 pub fn hot_vmwrite(cpu: &mut Cpu, op: OpRef) -> Flow {
-    if cpu.vmx_fields_plain(WRITES)
+    if cpu.vmx_fields_plain(TRACED_WRITES)
         && let Some(capabilities) = &cpu.virt.vmx.capabilities
         && let Some((field, high)) = capabilities.fields.find(cpu.state.regs[op.a as usize])
         && !is_information(field)
     {
         let value = cpu.state.regs[op.b as usize];
         cpu.virt.vmx.vmcs.write(field, high, value);
+        if cpu.observing & want::EXPLAIN != 0 {
+            cpu.note_vmwrite(op, field, value);
+        }
         cpu.state.clear_status();
         return next(cpu, op);
     }

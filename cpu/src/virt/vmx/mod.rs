@@ -52,6 +52,8 @@ pub struct VmxSeam {
     /// Last PAUSE of the loop being watched, and the first (in TSC ticks).
     pause_last: u64,
     pause_first: u64,
+    /// Who wrote the current VMCS, if somebody wants to know.
+    pub writes: Option<Box<crate::observe::VmcsWrites>>,
     /// The check that refused the last VM entry.
     pub refusal: Option<undervisor_vmx::checks::Failure>,
 }
@@ -73,6 +75,7 @@ impl Default for VmxSeam {
             apic_access_page: NO_VMCS,
             pause_last: 0,
             pause_first: 0,
+            writes: None,
             refusal: None,
         }
     }
