@@ -85,6 +85,9 @@ pub fn deliver(cpu: &mut Cpu, event: Event, origin: Origin) -> Exec {
     let rip = cpu.state.rip();
     let mut first = true;
     cpu.notes.delivered = true;
+    if cpu.observing & want::EXPLAIN != 0 && !cpu.virt.guest && matches!(event.vector, Vector::UD | Vector::GP) {
+        cpu.observe_refused_instruction(event.vector);
+    }
     // A chain of faults is short: each link is more serious than the last. The bound is for the host's safety.
     for _ in 0..8 {
         let intercepted = !matches!(event.kind, EventKind::External | EventKind::Nmi | EventKind::Software);

@@ -1,12 +1,12 @@
 //! What the seams call. Everything here is cold: nobody calls it while `Cpu::observing` is zero.
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind};
-use undervisor_core::{Event, EventKind, Exception};
+use undervisor_core::{Cr4, Efer, Event, EventKind, Exception};
 use undervisor_svm::checks::Check as SvmCheck;
 use undervisor_svm::fields::Row;
 use undervisor_vmx::checks::state::NO_VMCS;
 use undervisor_vmx::checks::{Context, Failure, remedy};
-use undervisor_vmx::controls::interruption;
+use undervisor_vmx::controls::{feature_control, interruption};
 use undervisor_vmx::reason::basic;
 use undervisor_vmx::{ExitInformation, Field, Memory};
 
@@ -286,12 +286,82 @@ impl Cpu {
         self.report(What::VmFail { instruction, number, operand }, rip, structure, |_| (Vec::new(), Vec::new()));
     }
 
+    /// Level 1 met #UD or #GP: if at an instruction of its hypervisor, say what that lacks.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn observe_refused_instruction(&mut self, vector: u8) {
+        let rip = self.state.rip();
+        let insn = self.observed_instruction(rip);
+        let s = &self.state;
+        let mut why = Vec::new();
+        let instruction = match insn.mnemonic() {
+            Mnemonic::Vmxon => {
+                if !self.vmx_model() {
+                    why.push("the processor model has no VMX (CPUID.1:ECX.VMX, bit 5)");
+                }
+                if !s.cr4.contains(Cr4::VMXE) {
+                    why.push("CR4.VMXE (bit 13) is clear");
+                }
+                let control = s.msrs.feature_control;
+                if control & feature_control::LOCK == 0 {
+                    why.push("IA32_FEATURE_CONTROL (0x3a) is not locked: set its bits 0 and 2 first");
+                } else if control & feature_control::VMXON_OUTSIDE_SMX == 0 {
+                    why.push("IA32_FEATURE_CONTROL (0x3a) is locked with bit 2, VMX outside SMX, clear");
+                }
+                if !undervisor_vmx::Capabilities::cr0_allowed(s.cr0.bits(), false) {
+                    why.push("CR0 lacks PE, NE or PG, which IA32_VMX_CR0_FIXED0 demands");
+                }
+                "VMXON"
+            }
+            m @ (Mnemonic::Vmclear | Mnemonic::Vmptrld | Mnemonic::Vmptrst | Mnemonic::Vmread | Mnemonic::Vmwrite)
+            | m @ (Mnemonic::Vmlaunch | Mnemonic::Vmresume | Mnemonic::Vmxoff | Mnemonic::Invept | Mnemonic::Invvpid) => {
+                if !self.virt.vmx.on {
+                    why.push("the processor is not in VMX operation: VMXON comes first");
+                }
+                vmx_instruction(m)
+            }
+            m @ (Mnemonic::Vmrun
+            | Mnemonic::Vmload
+            | Mnemonic::Vmsave
+            | Mnemonic::Stgi
+            | Mnemonic::Clgi
+            | Mnemonic::Invlpga) => {
+                if !s.efer.contains(Efer::SVME) {
+                    why.push("EFER.SVME (bit 12) is clear");
+                }
+                if matches!(m, Mnemonic::Vmrun | Mnemonic::Vmload | Mnemonic::Vmsave) {
+                    let address = s.gpr(undervisor_core::regs::RAX);
+                    if address & 0xfff != 0 {
+                        why.push("the VMCB's address in rAX is not 4 KiB-aligned");
+                    } else if address >> self.model.physical_bits != 0 {
+                        why.push("the VMCB's address in rAX lies beyond the physical-address width");
+                    }
+                }
+                svm_instruction(m)
+            }
+            _ => return,
+        };
+        if !s.protected() || s.virtual_8086() {
+            why.push("the processor is in real or virtual-8086 mode");
+        } else if s.long_mode() && !s.mode64() && !self.is_amd() {
+            why.push("the processor is in compatibility mode");
+        }
+        if s.cpl != 0 {
+            why.push("CPL is not 0");
+        }
+        self.report(What::Refused { instruction, vector, why }, rip, None, |_| (Vec::new(), Vec::new()));
+    }
+
     /// VMX abort.
     #[cold]
     #[inline(never)]
     pub(crate) fn observe_abort(&mut self, indicator: u32) {
         let (rip, current) = (self.state.rip(), self.virt.vmx.current);
-        self.report(What::Abort { indicator }, rip, Some(current), |cpu| {
+        let amd = self.is_amd();
+        self.report(What::Abort { indicator }, rip, (!amd).then_some(current), |cpu| {
+            if amd {
+                return (Vec::new(), Vec::new());
+            }
             let fields = match indicator {
                 undervisor_vmx::reason::abort::HOST_PDPTES => [Field::HOST_CR3, Field::HOST_CR4],
                 undervisor_vmx::reason::abort::SAVING_GUEST_MSRS => {
@@ -570,6 +640,17 @@ impl Cpu {
     #[inline(never)]
     pub(crate) fn observe_flush(&mut self, what: u64, kind: u64, operand: u64) {
         self.trace(self.record(Kind::Flush, self.observed_rip(), what, kind, operand, 0));
+    }
+}
+
+fn svm_instruction(m: Mnemonic) -> &'static str {
+    match m {
+        Mnemonic::Vmrun => "VMRUN",
+        Mnemonic::Vmload => "VMLOAD",
+        Mnemonic::Vmsave => "VMSAVE",
+        Mnemonic::Stgi => "STGI",
+        Mnemonic::Clgi => "CLGI",
+        _ => "INVLPGA",
     }
 }
 

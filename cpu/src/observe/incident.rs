@@ -26,7 +26,9 @@ pub enum What {
     VmFail { instruction: &'static str, number: Option<u32>, operand: Option<u64> },
     /// A fault while delivering a double fault. `chain`: the faults before, in order.
     TripleFault { chain: Vec<Link>, exits: bool },
-    /// VMX abort: the processor shuts down.
+    /// A VMX or SVM instruction of level 1 raised #UD or #GP: the processor is not set up for it. `why`: every reason found.
+    Refused { instruction: &'static str, vector: u8, why: Vec<&'static str> },
+    /// VMX abort: the processor shuts down. AMD: #VMEXIT found the host's PDPTEs invalid (indicator 2).
     Abort { indicator: u32 },
 }
 
@@ -106,6 +108,7 @@ impl What {
             What::MsrLoad { msr, .. } => ("MSR loading", *msr as u64),
             What::VmFail { instruction, number, .. } => (*instruction, number.unwrap_or(0) as u64),
             What::TripleFault { .. } => ("triple fault", 0),
+            What::Refused { instruction, vector, .. } => (*instruction, 1000 + *vector as u64),
             What::Abort { indicator } => ("VMX abort", *indicator as u64),
         };
         Cause { name, number, rip }

@@ -659,3 +659,30 @@ fn writers_stay_with_their_vmcs() {
         incidents[0]
     );
 }
+
+#[test]
+fn instructions_without_their_set_up_are_explained() {
+    let told = |amd: bool, change: fn(&mut Cpu), code: Code<'_>| -> (&'static str, u8, Vec<&'static str>) {
+        let shared = memory(amd);
+        place(&shared, HOST_CODE, code);
+        let caught = Caught::default();
+        let mut cpu = processor(amd, 0, shared);
+        change(&mut cpu);
+        cpu.mode_changed();
+        cpu.observe(Some(Rc::new(RefCell::new(Observer::new(want::EXPLAIN, caught.clone())))));
+        cpu.run(&mut NullBus, 20);
+        let incidents = caught.incidents.borrow();
+        match &incidents[0].what {
+            What::Refused { instruction, vector, why } => (*instruction, *vector, why.clone()),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (instruction, vector, why) = told(false, |c| c.state.msrs.feature_control = 0, &|a| a.vmxon(qword_ptr(0x500)));
+    assert_eq!((instruction, vector), ("VMXON", 13));
+    assert!(why.len() == 1 && why[0].contains("not locked"), "{why:?}");
+    let (instruction, vector, why) = told(false, |_| {}, &|a| a.vmptrld(qword_ptr(0x508)));
+    assert_eq!((instruction, vector, why.len()), ("VMPTRLD", 6, 1));
+    let (instruction, vector, why) = told(true, |c| c.state.efer -= Efer::SVME, &|a| a.vmrun());
+    assert_eq!((instruction, vector), ("VMRUN", 6));
+    assert!(why[0].contains("SVME"), "{why:?}");
+}

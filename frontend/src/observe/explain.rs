@@ -56,6 +56,8 @@ pub fn headline(i: &Incident, symbols: &Symbols) -> String {
         What::VmFail { instruction, number: None, .. } => format!("{instruction} failed (VMfailInvalid)"),
         What::TripleFault { exits: true, .. } => "triple fault in a guest".to_owned(),
         What::TripleFault { exits: false, .. } => "triple fault: the processor shuts down".to_owned(),
+        What::Refused { instruction, vector, .. } => format!("{instruction} raised {}", Vector::name(*vector)),
+        What::Abort { .. } if i.amd => "#VMEXIT failed: the processor shuts down".to_owned(),
         What::Abort { .. } => "VMX abort: the processor shuts down".to_owned(),
     };
     format!("{what} at {} (level {}, processor {}, instruction {})", place(symbols, i.level, i.rip), i.level, i.cpu, i.now)
@@ -329,6 +331,14 @@ pub fn incident(i: &Incident, symbols: &Symbols) -> String {
             }
         }
         What::TripleFault { chain, .. } => triple_fault(&mut out, chain, &i.state, symbols, i.level),
+        What::Refused { why, .. } => {
+            for reason in why {
+                let _ = writeln!(out, "  {reason}");
+            }
+        }
+        What::Abort { .. } if i.amd => {
+            out.push_str("  the host's PDPTEs in memory are invalid (APM vol. 2, #VMEXIT)\n");
+        }
         What::Abort { indicator } => {
             let why = match *indicator {
                 1 => "a failure saving guest MSRs to the VM-exit MSR-store area",

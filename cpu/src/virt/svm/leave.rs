@@ -62,6 +62,9 @@ impl Cpu {
         self.attention &= !(attention::VIRT | attention::SHADOW | attention::INACTIVE);
         if self.svm_host_pdptes().is_err() {
             // "If the host's PDPTEs are illegal, the processor shuts down."
+            if self.observing != 0 {
+                self.observe_abort(undervisor_vmx::reason::abort::HOST_PDPTES);
+            }
             self.state.activity = Activity::Shutdown;
             self.attend(attention::INACTIVE);
         }
