@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(cpu(&with_cpu("qemu64,-x2apic,+nonsense"), None, false), "max-intel,-x2apic");
         assert_eq!(
             cpu(&with_cpu("IvyBridge,phys-bits=36,host-phys-bits=off,+vmx"), None, false),
-            "max-intel,phys-bits=36,+vmx"
+            "max-intel,-la57,-smap,-pku,-invpcid,phys-bits=36,+vmx"
         );
         assert_eq!(cpu(&with_cpu("max,-pku"), None, true), "max-intel,+kvm_pv_ipi,-pku");
         assert_eq!(cpu(&Entry::default(), Some("max-amd,-kvm_pv_ipi"), true), "max-amd,-kvm_pv_ipi");
