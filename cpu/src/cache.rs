@@ -323,11 +323,12 @@ impl Default for JumpCache {
 
 impl JumpCache {
     const PER_PAGE: usize = 64;
-    const ENTRIES: usize = 64 * Self::PER_PAGE;
+    const PAGES: usize = 256;
+    const ENTRIES: usize = Self::PAGES * Self::PER_PAGE;
 
     fn page_start(rip: u64) -> usize {
         let page = rip >> 12;
-        ((page ^ page >> 6) as usize & 63) * Self::PER_PAGE
+        ((page ^ page >> 8) as usize % Self::PAGES) * Self::PER_PAGE
     }
 
     #[inline(always)]

@@ -164,6 +164,13 @@ impl Vmcb {
         memory.scatter(address, &[0x70, 0x78, 0x80, 0x88], &self.words);
     }
 
+    /// No instruction bytes: the exit has none.
+    #[inline(always)]
+    pub fn clear_instruction_bytes(&mut self) {
+        self.words[0xd0 / 8] = 0;
+        self.words[0xd8 / 8] = 0;
+    }
+
     /// The instruction bytes that decode assists report.
     pub fn set_instruction_bytes(&mut self, bytes: &[u8]) {
         let mut image = [0u8; 16];

@@ -20,6 +20,7 @@ const BOOT_PARAMS: usize = 0x7000;
 const PAGE_TABLES: usize = 0x9000;
 const COMMAND_LINE: usize = 0x2_0000;
 const KERNEL: usize = 0x10_0000;
+const LARGE_PAGE: usize = 2 << 20;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -34,8 +35,9 @@ pub fn run(arguments: &[String]) -> Result<()> {
     let mib: usize = arguments.get(3).map_or(Ok(256), |s| s.parse())?;
     let vcpus: u64 = arguments.get(4).map_or(Ok(1), |s| s.parse())?;
     let size = mib << 20;
-    let memory: &'static mut [u8] = Vec::leak(vec![0u8; size + 4096]);
-    let skip = memory.as_ptr().align_offset(4096);
+    // At a multiple of 2 MiB, so that large pages of this process can be large pages of the guest.
+    let memory: &'static mut [u8] = Vec::leak(vec![0u8; size + LARGE_PAGE]);
+    let skip = memory.as_ptr().align_offset(LARGE_PAGE);
     let memory = &mut memory[skip..skip + size];
 
     let kvm = Kvm::new().map_err(|e| format!("/dev/kvm: {e}"))?;

@@ -86,10 +86,7 @@ impl Cpu {
         self.current = std::ptr::null();
         self.suppress_trap();
         self.mode_changed();
-        let mut bits = attention::INTERRUPT;
-        if self.svm_watching() {
-            bits |= attention::VIRT;
-        }
+        let mut bits = if self.svm_watching() { attention::VIRT } else { 0 };
         if self.state.shadow.sti {
             bits |= attention::SHADOW;
         }
@@ -100,7 +97,10 @@ impl Cpu {
         {
             bits |= attention::DEBUG;
         }
-        self.attend(bits);
+        if bits != 0 {
+            self.attend(bits);
+        }
+        self.look_for_events();
         if self.observing & (want::TRACE | want::STATISTICS | want::LINT) != 0 {
             let info = self.virt.svm.vmcb.get(Field::EVENTINJ) as u32;
             self.observe_entry(now, 2, from, crate::observe::injected(info));

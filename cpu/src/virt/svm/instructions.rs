@@ -122,7 +122,10 @@ fn gif(cpu: &mut Cpu, on: bool) -> Exec {
         cpu.virt.svm.gif = on;
     }
     if on {
-        cpu.attend(attention::INTERRUPT | attention::VIRT);
+        if cpu.virt.guest {
+            cpu.attend(attention::VIRT);
+        }
+        cpu.look_for_events();
     }
     Ok(())
 }

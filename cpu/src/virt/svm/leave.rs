@@ -9,6 +9,8 @@ use undervisor_svm::{Field, reason};
 use crate::cpu::{Cpu, Stop, attention};
 use crate::paging::{Nested, NestedFault};
 
+const PAGE_FAULT: u64 = reason::EXCEPTION_0 + 14;
+
 impl Cpu {
     /// An exit of the instruction in flight, which has had no effect.
     #[cold]
@@ -36,6 +38,10 @@ impl Cpu {
         self.virt.interrupted_cpl = None;
         self.virt.nmi_unblocked_by_iret = false;
         let np = matches!(self.translations.nested, Nested::Npt(_));
+        // The instruction bytes are those of a page fault, kept before; zero with any other exit.
+        if !matches!(exit.code, reason::NPF | PAGE_FAULT) {
+            self.virt.svm.vmcb.clear_instruction_bytes();
+        }
         self.svm_leave_guest();
         let seam = &mut self.virt.svm;
         save_guest(&mut seam.vmcb, &self.state, exit, delivering.as_ref(), rip, cpl);

@@ -234,9 +234,26 @@ fn instruction_intercepts() {
         (reason::DR0_READ + 7, 6, |a| a.mov(rsi, dr7)),
         (reason::DR0_WRITE, 7, |a| a.mov(dr0, rdi)),
         (reason::GDTR_READ, 0, |a| a.sgdt(ptr(0x6000))),
+        (reason::GDTR_WRITE, 0, |a| a.lgdt(ptr(0x6000))),
+        (reason::IDTR_READ, 0, |a| a.sidt(ptr(0x6000))),
         (reason::IDTR_WRITE, 0, |a| a.lidt(ptr(0x6000))),
         (reason::TR_READ, 0, |a| a.str(eax)),
+        (reason::TR_WRITE, 0, |a| a.ltr(ax)),
+        (reason::LDTR_READ, 0, |a| a.sldt(eax)),
         (reason::LDTR_WRITE, 0, |a| a.lldt(ax)),
+        (reason::MONITOR, 0, |a| {
+            a.mov(eax, 0x6000)?;
+            a.xor(ecx, ecx)?;
+            a.monitor()
+        }),
+        (reason::MWAIT, 0, |a| {
+            a.xor(ecx, ecx)?;
+            a.mwait()
+        }),
+        (reason::VMSAVE, 0, |a| {
+            a.mov(eax, 0x6000)?;
+            a.vmsave()
+        }),
         (reason::VMLOAD, 0, |a| {
             a.mov(eax, 0x6000)?;
             a.vmload()
@@ -292,6 +309,10 @@ fn page_fault_intercept_reports_address_and_bytes() {
     assert_eq!((r.get(Field::EXITINFO1), r.get(Field::EXITINFO2), r.get(Field::CR2)), (0, 0x4000_0000, 5));
     assert_eq!(r.get(Field::INSTRUCTION_COUNT), 15);
     assert_eq!(r.cpu.shared.memory.read::<u16>(VMCB + 0xd1), r.cpu.shared.memory.read::<u16>(GUEST));
+    // Other exits have no bytes.
+    r.cpu.shared.write_bytes(GUEST, &[0x0f, 0x01, 0xd9]).expect("RAM");
+    assert_eq!(r.run(), reason::VMMCALL);
+    assert_eq!((r.get(Field::INSTRUCTION_COUNT), r.cpu.shared.memory.read::<u64>(VMCB + 0xd0)), (0, Some(0)));
 }
 
 #[test]
