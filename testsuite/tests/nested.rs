@@ -119,6 +119,13 @@ fn kvm_amd_boots_a_guest() {
     assert!(2 * outcome.l2 < 3 * outcome.l1, "L1 {} ns, L2 {} ns of virtual time", outcome.l1, outcome.l2);
 }
 
+/// Every VMX feature there is.
+#[test]
+fn kvm_on_the_richest_model_boots_a_guest() {
+    let Some(outcome) = nested("intel", "max-intel", "", 1) else { return };
+    check(&outcome, 1);
+}
+
 /// Shadow paging: every page-table change and many faults of L2 exit.
 #[test]
 fn kvm_intel_without_ept_boots_two_processors() {

@@ -11,11 +11,13 @@ use std::sync::{Arc, Mutex};
 
 use super::acpi;
 use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_pit_config, kvm_regs, kvm_segment,
+    KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, Msrs, kvm_mp_state, kvm_msr_entry, kvm_pit_config, kvm_regs, kvm_segment,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 
+/// IA32_MISC_ENABLE.
+const MISC_ENABLE: u32 = 0x1a0;
 const BOOT_PARAMS: usize = 0x7000;
 const PAGE_TABLES: usize = 0x9000;
 const COMMAND_LINE: usize = 0x2_0000;
@@ -70,6 +72,9 @@ pub fn run(arguments: &[String]) -> Result<()> {
             }
         }
         vcpu.set_cpuid2(&cpuid)?;
+        // As firmware leaves it: fast strings on. Without it Linux drops ERMS but not FSRM, and patches its memmove wrongly.
+        let fast_strings = kvm_msr_entry { index: MISC_ENABLE, data: 1, ..Default::default() };
+        vcpu.set_msrs(&Msrs::from_entries(&[fast_strings])?)?;
         if id == 0 {
             start_in_long_mode(&vcpu)?;
             vcpu.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE })?;
