@@ -95,6 +95,10 @@ fn build(name: &str, body: Body) -> Result<Vec<u8>, IcedError> {
         let mut say = a.create_label();
         let mut start = a.create_label();
         let mut finish = a.create_label();
+        // Eight bits a character: after reset a 16550 sends five.
+        a.mov(dx, 0x3fb)?;
+        a.mov(al, 3)?;
+        a.out(dx, al)?;
         a.lea(rsi, ptr(start))?;
         a.call(say)?;
         a.xor(eax, eax)?;
