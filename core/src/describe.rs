@@ -204,6 +204,18 @@ pub const DEBUGCTL: Layout = &[
     bit(15, "RTM"),
 ];
 
+/// IA32_PAT.
+pub const PAT: Layout = &[
+    number(0, 8, "PA0"),
+    number(8, 8, "PA1"),
+    number(16, 8, "PA2"),
+    number(24, 8, "PA3"),
+    number(32, 8, "PA4"),
+    number(40, 8, "PA5"),
+    number(48, 8, "PA6"),
+    number(56, 8, "PA7"),
+];
+
 /// A selector.
 pub const SELECTOR: Layout = &[number(0, 2, "RPL"), bit(2, "TI (LDT)"), number(3, 13, "index")];
 
@@ -253,7 +265,7 @@ mod tests {
 
     #[test]
     fn parts_are_ordered_and_apart() {
-        for layout in [CR0, CR3, CR4, EFER, RFLAGS, DR6, DR7, DEBUGCTL, SELECTOR, PAGE_FAULT, SELECTOR_ERROR] {
+        for layout in [CR0, CR3, CR4, EFER, RFLAGS, DR6, DR7, DEBUGCTL, PAT, SELECTOR, PAGE_FAULT, SELECTOR_ERROR] {
             for pair in layout.windows(2) {
                 assert!(pair[0].at + pair[0].bits <= pair[1].at, "{} and {}", pair[0].name, pair[1].name);
             }

@@ -350,8 +350,7 @@ impl Cpu {
     /// Whether an address is canonical for the current paging depth.
     #[inline]
     pub fn canonical(&self, address: u64) -> bool {
-        let shift = if self.state.cr4.contains(undervisor_core::Cr4::LA57) { 7 } else { 16 };
-        ((address << shift) as i64 >> shift) as u64 == address
+        sign_extends(address, self.state.cr4.contains(undervisor_core::Cr4::LA57))
     }
 
     /// Whether a base is canonical for the widest addresses of the model, whatever CR4.LA57 says: the rule for what registers
@@ -359,9 +358,15 @@ impl Cpu {
     /// Paper, Canonicality Checking).
     #[inline]
     pub fn canonical_base(&self, address: u64) -> bool {
-        let shift = if self.model.has(undervisor_core::model::Feature::LA57) { 7 } else { 16 };
-        ((address << shift) as i64 >> shift) as u64 == address
+        sign_extends(address, self.model.has(undervisor_core::model::Feature::LA57))
     }
+}
+
+/// Whether the bits above a linear address of 48 bits, or `wide` of 57, repeat its highest.
+#[inline]
+fn sign_extends(address: u64, wide: bool) -> bool {
+    let shift = if wide { 7 } else { 16 };
+    ((address << shift) as i64 >> shift) as u64 == address
 }
 
 /// Whether a legacy-mode segment allows an access; `protected`: types are checked too.

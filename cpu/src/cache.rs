@@ -203,12 +203,12 @@ impl CodeCache {
 
     fn mark(&mut self, index: usize, physical: u64, offset: u32, bytes: u32) {
         let page = self.pages[index].get_or_insert_default();
-        if page.lines == 0 {
-            self.log_code_page(physical);
-        }
-        let page = self.pages[index].get_or_insert_default();
+        let new = page.lines == 0;
         for line in offset / 64..=(offset + bytes.max(1) - 1) / 64 {
             page.lines |= 1 << line;
+        }
+        if new {
+            self.log_code_page(physical);
         }
     }
 

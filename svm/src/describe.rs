@@ -129,17 +129,6 @@ pub const ATTRIBUTES: Layout = &[
 const EXTENSIONS: Layout = &[bit(0, "LBR virtualization"), bit(1, "virtual VMLOAD/VMSAVE"), bit(2, "IBS virtualization")];
 const SHADOW: Layout = &[bit(0, "INTERRUPT_SHADOW"), bit(1, "GUEST_INTERRUPT_MASK")];
 
-const PAT: Layout = &[
-    number(0, 8, "PA0"),
-    number(8, 8, "PA1"),
-    number(16, 8, "PA2"),
-    number(24, 8, "PA3"),
-    number(32, 8, "PA4"),
-    number(40, 8, "PA5"),
-    number(48, 8, "PA6"),
-    number(56, 8, "PA7"),
-];
-
 const EXCEPTIONS: Layout = &[
     bit(0, "#DE"),
     bit(1, "#DB"),
@@ -196,8 +185,7 @@ pub fn exit_info_1(code: u64) -> Layout {
     match code {
         reason::IOIO => IO,
         reason::NPF => NESTED_FAULT,
-        0x4e => describe::PAGE_FAULT,
-        0x4a..=0x4d => describe::SELECTOR_ERROR,
+        reason::EXCEPTION_0..0x60 => describe::error_code((code - reason::EXCEPTION_0) as u8),
         _ => &[],
     }
 }
@@ -234,7 +222,7 @@ pub fn layout(f: Field) -> Layout {
         F::DR6 => describe::DR6,
         F::DR7 => describe::DR7,
         F::DBGCTL => describe::DEBUGCTL,
-        F::G_PAT => PAT,
+        F::G_PAT => describe::PAT,
         _ => match row(f) {
             Some(r) if r.name.ends_with("_ATTRIBUTES") => ATTRIBUTES,
             Some(r) if r.name.ends_with("_SELECTOR") => describe::SELECTOR,

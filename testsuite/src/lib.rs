@@ -6,4 +6,5 @@ pub mod cpio;
 pub mod fuzz;
 pub mod images;
 pub mod oracle;
+pub mod random;
 pub mod serial;

@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use undervisor_machine::{Image, Kernel, MachineConfig, StopReason};
 use undervisor_testsuite::cpio::Archive;
@@ -25,8 +26,13 @@ dd if=/dev/zero bs=1M count=4 2>/dev/null | sha256sum
 reboot -f
 ";
 
-/// The monitor, linked statically: it runs where no shared libraries are.
-fn monitor() -> PathBuf {
+/// The monitor, linked statically, for it runs where no shared libraries are. Built once, whichever test comes first.
+fn monitor() -> &'static [u8] {
+    static MONITOR: OnceLock<Vec<u8>> = OnceLock::new();
+    MONITOR.get_or_init(build_monitor)
+}
+
+fn build_monitor() -> Vec<u8> {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("vmm");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
@@ -37,7 +43,7 @@ fn monitor() -> PathBuf {
         .status()
         .unwrap();
     assert!(status.success());
-    target.join("release/vmm")
+    std::fs::read(target.join("release/vmm")).unwrap()
 }
 
 struct Outcome {
@@ -71,7 +77,7 @@ poweroff -f
     );
     let mut l1 = Archive::busybox(&busybox, &APPLETS);
     l1.entry("init", 0o100_755, init.as_bytes(), (0, 0));
-    l1.entry("vmm", 0o100_755, &std::fs::read(monitor()).unwrap(), (0, 0));
+    l1.entry("vmm", 0o100_755, monitor(), (0, 0));
     l1.entry("vmlinuz", 0o100_644, &std::fs::read(&kernel).unwrap(), (0, 0));
     l1.entry("l2", 0o100_644, &l2.finish(), (0, 0));
     for (name, path) in modules {

@@ -208,17 +208,6 @@ const REASON: Layout = &[
     bit(31, "VM-entry failure"),
 ];
 
-const PAT: Layout = &[
-    number(0, 8, "PA0"),
-    number(8, 8, "PA1"),
-    number(16, 8, "PA2"),
-    number(24, 8, "PA3"),
-    number(32, 8, "PA4"),
-    number(40, 8, "PA5"),
-    number(48, 8, "PA6"),
-    number(56, 8, "PA7"),
-];
-
 /// Exit qualification of an EPT violation (SDM vol. 3, Exit Qualification for EPT Violations).
 pub const EPT_VIOLATION: Layout = &[
     bit(0, "read"),
@@ -290,7 +279,7 @@ pub fn layout(f: Field) -> Layout {
         F::GUEST_CR3 | F::HOST_CR3 => describe::CR3,
         F::GUEST_CR4 | F::HOST_CR4 | F::CR4_MASK | F::CR4_READ_SHADOW => describe::CR4,
         F::GUEST_EFER | F::HOST_EFER => describe::EFER,
-        F::GUEST_PAT | F::HOST_PAT => PAT,
+        F::GUEST_PAT | F::HOST_PAT => describe::PAT,
         F::GUEST_RFLAGS => describe::RFLAGS,
         F::GUEST_DR7 => describe::DR7,
         F::GUEST_DEBUGCTL => describe::DEBUGCTL,

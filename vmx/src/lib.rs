@@ -18,6 +18,7 @@ pub mod fields;
 pub mod memory;
 pub mod msr_area;
 pub mod reason;
+pub mod sample;
 pub mod vmcs;
 
 pub use capabilities::{Capabilities, Limits};

@@ -489,16 +489,21 @@ impl Cpu {
 
     // ---- fields -------------------------------------------------------------------------------------------------------------
 
+    /// VMREAD or VMWRITE of a field, or of its high half, of the VMCS at `region`.
+    fn trace_field(&mut self, kind: Kind, rip: u64, region: u64, (field, high): (Field, bool), value: u64) {
+        let encoding = field.row().map_or(0, |r| r.encoding as u64) | u64::from(high);
+        let mut record = self.record(kind, rip, encoding, value, 0, 0);
+        record.structure = region;
+        self.trace(record);
+    }
+
     /// VMREAD. `region`: its VMCS.
     #[cold]
     #[inline(never)]
     pub(crate) fn observe_vmread(&mut self, region: u64, field: Field, high: bool, value: u64) {
         let rip = self.observed_rip();
         if self.observing & want::VMREAD != 0 {
-            let encoding = field.row().map_or(0, |r| r.encoding as u64) | u64::from(high);
-            let mut record = self.record(Kind::Vmread, rip, encoding, value, 0, 0);
-            record.structure = region;
-            self.trace(record);
+            self.trace_field(Kind::Vmread, rip, region, (field, high), value);
         }
         if self.observing & want::LINT != 0 && !self.virt.guest {
             self.lint_vmread(field, rip);
@@ -511,10 +516,7 @@ impl Cpu {
     pub(crate) fn observe_vmwrite(&mut self, region: u64, field: Field, high: bool, value: u64) {
         let rip = self.observed_rip();
         if self.observing & want::VMWRITE != 0 {
-            let encoding = field.row().map_or(0, |r| r.encoding as u64) | u64::from(high);
-            let mut record = self.record(Kind::Vmwrite, rip, encoding, value, 0, 0);
-            record.structure = region;
-            self.trace(record);
+            self.trace_field(Kind::Vmwrite, rip, region, (field, high), value);
         }
         if self.observing & want::EXPLAIN != 0 {
             let write = self.write_mark(rip, value);

@@ -502,16 +502,19 @@ fn lint_stale_translation() {
     assert!(amd(1).caught.found(Lint::StaleTranslation).is_empty());
 }
 
+/// VMXON, and a current VMCS; `clear`: no longer an active one.
+fn activate(a: &mut CodeAssembler, clear: bool) -> Result<(), IcedError> {
+    a.vmxon(qword_ptr(0x500))?;
+    a.vmptrld(qword_ptr(0x508))?;
+    if clear { a.vmclear(qword_ptr(0x508)) } else { Ok(()) }
+}
+
 #[test]
 fn lint_vmcs_active_elsewhere() {
     let both = |clear: bool| {
         let shared = memory(false);
         place(&shared, HOST_CODE, &|a| {
-            a.vmxon(qword_ptr(0x500))?;
-            a.vmptrld(qword_ptr(0x508))?;
-            if clear {
-                a.vmclear(qword_ptr(0x508))?;
-            }
+            activate(a, clear)?;
             a.hlt()
         });
         let caught = Caught::default();
@@ -532,11 +535,7 @@ fn lint_direct_vmcs_write() {
     let write = |clear: bool| {
         let shared = memory(false);
         place(&shared, HOST_CODE, &|a| {
-            a.vmxon(qword_ptr(0x500))?;
-            a.vmptrld(qword_ptr(0x508))?;
-            if clear {
-                a.vmclear(qword_ptr(0x508))?;
-            }
+            activate(a, clear)?;
             a.mov(dword_ptr(REGION + 0x20), 1)?;
             a.hlt()
         });

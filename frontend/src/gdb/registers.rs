@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use gdbstub::arch::{Arch, RegId, Registers};
 use undervisor_core::bits::{Cr0, Cr4, Efer};
-use undervisor_core::{SegReg, regs};
+use undervisor_core::{CpuState, SegReg, Segment, regs};
 use undervisor_cpu::Cpu;
 
 /// What a register is, as the code that reads and writes it sees it.
@@ -302,6 +302,12 @@ fn full_tags(cpu: &Cpu) -> u16 {
     })
 }
 
+fn change(s: &mut CpuState, r: SegReg, how: impl FnOnce(&mut Segment)) {
+    let mut segment = *s.segment(r);
+    how(&mut segment);
+    s.set_segment(r, segment);
+}
+
 fn st_index(cpu: &Cpu, i: u8) -> usize {
     (cpu.state.x87.status >> 11 & 7) as usize + i as usize & 7
 }
@@ -309,7 +315,7 @@ fn st_index(cpu: &Cpu, i: u8) -> usize {
 /// A register's value; `None` if this processor does not have it.
 pub fn read(cpu: &mut Cpu, kind: Kind) -> Option<u128> {
     let s = &cpu.state;
-    let system = |seg: &undervisor_core::Segment, part: u8| match part {
+    let system = |seg: &Segment, part: u8| match part {
         0 => seg.selector as u64,
         1 => seg.base,
         2 => seg.limit as u64,
@@ -377,32 +383,14 @@ pub fn write(cpu: &mut Cpu, kind: Kind, value: u128) -> Result<(), ()> {
         Kind::Gpr(n) => s.set_gpr(n, word),
         Kind::Rip => s.set_rip(word),
         Kind::Flags => s.set_rflags(word),
-        Kind::Selector(r) if !s.protected() || s.virtual_8086() => {
-            let mut seg = *s.segment(r);
+        Kind::Selector(r) if !s.protected() || s.virtual_8086() => change(s, r, |seg| {
             seg.selector = word as u16;
             seg.base = (word & 0xffff) << 4;
-            s.set_segment(r, seg);
-        }
-        Kind::Selector(r) => {
-            let mut seg = *s.segment(r);
-            seg.selector = word as u16;
-            s.set_segment(r, seg);
-        }
-        Kind::Base(r) => {
-            let mut seg = *s.segment(r);
-            seg.base = word;
-            s.set_segment(r, seg);
-        }
-        Kind::Limit(r) => {
-            let mut seg = *s.segment(r);
-            seg.limit = word as u32;
-            s.set_segment(r, seg);
-        }
-        Kind::Access(r) => {
-            let mut seg = *s.segment(r);
-            seg.access = word as u32;
-            s.set_segment(r, seg);
-        }
+        }),
+        Kind::Selector(r) => change(s, r, |seg| seg.selector = word as u16),
+        Kind::Base(r) => change(s, r, |seg| seg.base = word),
+        Kind::Limit(r) => change(s, r, |seg| seg.limit = word as u32),
+        Kind::Access(r) => change(s, r, |seg| seg.access = word as u32),
         Kind::St(i) => {
             let at = st_index(cpu, i);
             cpu.state.x87.st[at] = undervisor_core::F80 { mantissa: word, sign_exponent: (value >> 64) as u16 };

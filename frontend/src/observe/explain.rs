@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use iced_x86::{Decoder, DecoderOptions, FastFormatter};
 use undervisor_core::describe::{self, decode};
-use undervisor_core::{CpuState, SegReg, Vector, regs};
+use undervisor_core::{CpuState, SegReg, Vector};
 use undervisor_cpu::observe::{FieldPicture, Finding, Incident, Link, What, Written};
 
 use super::codes;
@@ -217,7 +217,6 @@ fn picture(out: &mut String, i: &Incident, symbols: &Symbols) {
         let cells: Vec<String> = row.iter().map(|&(name, n)| format!("{name:<3} {:#018x}", s.gpr(n))).collect();
         let _ = writeln!(out, "    {}", cells.join("  "));
     }
-    let _ = regs::RSP;
     let flags: Vec<&str> = decode(s.rflags() & !2, describe::RFLAGS).iter().map(|p| p.part.name).collect();
     let _ = writeln!(out, "    RIP {:#018x}  RFLAGS {:#x} [{}]", i.rip, s.rflags(), flags.join(" "));
     let _ = writeln!(

@@ -8,7 +8,8 @@ use undervisor_cpu::{Cpu, Shared};
 use undervisor_mmu::{GuestMemory, NullBus};
 use undervisor_svm::fields::FIELDS as VMCB_FIELDS;
 use undervisor_vmx::capabilities::REVISION;
-use undervisor_vmx::controls::{entry, exit, pin, primary, secondary};
+use undervisor_vmx::controls::{primary, secondary};
+use undervisor_vmx::sample::{Start, fields};
 use undervisor_vmx::{Field as F, Memory};
 
 use super::Bytes;
@@ -118,14 +119,12 @@ pub fn vmx_runs(data: &[u8]) -> Option<u64> {
     let at = cpu.state.rip();
     cpu.shared.write_bytes(at, &[0x0f, 0x01, 0xc2, 0xf4]).ok()?;
     cpu.shared.write_bytes(EXIT_CODE, &[0x0f, 0x01, 0xc3, 0xeb, 0xfb]).ok()?;
-    let s = cpu.state.clone();
+    let (host, guest) = (Start { rip: EXIT_CODE, rsp: 0x7000 }, Start { rip: GUEST_CODE, rsp: 0x6000 });
+    let sample = fields(&cpu.state, host, guest);
     let v = &mut cpu.virt.vmx.vmcs;
-    for (f, x) in [
-        (F::PIN_BASED_CONTROLS, pin::DEFAULT1 as u64),
+    let own = [
         (F::PRIMARY_CONTROLS, (primary::TRUE_DEFAULT1 | primary::SECONDARY_CONTROLS) as u64),
         (F::SECONDARY_CONTROLS, secondary::EPT as u64),
-        (F::EXIT_CONTROLS, (exit::TRUE_DEFAULT1 | exit::HOST_ADDRESS_SPACE_SIZE) as u64),
-        (F::ENTRY_CONTROLS, (entry::TRUE_DEFAULT1 | entry::IA32E_MODE_GUEST) as u64),
         (F::EPT_POINTER, NESTED | 0x1e),
         (F::IO_BITMAP_A, AREAS),
         (F::IO_BITMAP_B, AREAS + 0x1000),
@@ -136,35 +135,10 @@ pub fn vmx_runs(data: &[u8]) -> Option<u64> {
         (F::EXIT_MSR_LOAD_ADDRESS, AREAS + 0x6000),
         (F::EXIT_MSR_STORE_ADDRESS, AREAS + 0x7000),
         (F::PML_ADDRESS, AREAS + 0x8000),
-        (F::VMCS_LINK_POINTER, u64::MAX),
-        (F::HOST_CR0, s.cr0.bits()),
-        (F::HOST_CR3, s.cr3),
-        (F::HOST_CR4, s.cr4.bits()),
-        (F::HOST_CS_SELECTOR, 8),
-        (F::HOST_SS_SELECTOR, 16),
-        (F::HOST_TR_SELECTOR, 24),
-        (F::HOST_TR_BASE, 0x8000),
         (F::HOST_GDTR_BASE, 0x9000),
-        (F::HOST_RSP, 0x7000),
-        (F::HOST_RIP, EXIT_CODE),
-        (F::GUEST_CR0, s.cr0.bits()),
-        (F::GUEST_CR3, s.cr3),
-        (F::GUEST_CR4, s.cr4.bits()),
-        (F::GUEST_RFLAGS, 2),
-        (F::GUEST_RIP, GUEST_CODE),
-        (F::GUEST_RSP, 0x6000),
-        (F::GUEST_DR7, 0x400),
-        (F::GUEST_LDTR_ACCESS, 0x10000),
-        (F::GUEST_TR_ACCESS, 0x8b),
-        (F::GUEST_TR_LIMIT, 0x67),
-    ] {
+    ];
+    for (f, x) in sample.into_iter().chain(own) {
         v.set(f, x);
-    }
-    for n in 0..6u8 {
-        let seg = s.seg[n as usize];
-        v.set(F::GUEST_ES_SELECTOR.plus(n), seg.selector as u64);
-        v.set(F::GUEST_ES_ACCESS.plus(n), seg.access as u64);
-        v.set(F::GUEST_ES_LIMIT.plus(n), seg.limit as u64);
     }
     for _ in 0..input.byte() & 15 {
         let f = F(input.byte() % F::COUNT as u8);

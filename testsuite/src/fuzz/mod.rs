@@ -8,6 +8,8 @@ mod images;
 mod machine;
 mod rings;
 
+use crate::random::Random;
+
 /// A target: its name, the function, and inputs that get far.
 pub struct Target {
     pub name: &'static str,
@@ -35,23 +37,7 @@ pub fn run(name: &str, data: &[u8]) {
     }
 }
 
-/// xorshift64*: seeded, the same everywhere.
-#[derive(Clone, Debug)]
-pub struct Random(u64);
-
 impl Random {
-    pub fn new(seed: u64) -> Random {
-        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-    pub fn word(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-    pub fn below(&mut self, n: usize) -> usize {
-        ((self.word() >> 16) % n.max(1) as u64) as usize
-    }
     fn byte(&mut self) -> u8 {
         match self.below(4) {
             0 => [0, 1, 0x7f, 0x80, 0xff][self.below(5)],

@@ -7,7 +7,7 @@ use iced_x86::{
 };
 
 use super::state::{State, place};
-use super::values::Random;
+use crate::random::Random;
 
 /// Registers that point into the data mapping.
 const POINTERS: [Register; 7] =

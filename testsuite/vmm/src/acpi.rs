@@ -3,6 +3,8 @@
 
 use acpi_tables::sdt::Sdt;
 
+use super::monitor::checksum;
+
 /// Where the tables lie: the RSDP is found by the search of the BIOS area.
 pub const ADDRESS: usize = 0xe_0000;
 /// PM1 event block, and after it the control block: all that the fixed hardware has.
@@ -62,8 +64,7 @@ pub fn tables(vcpus: u64) -> Vec<u8> {
     rsdp[15] = 2;
     rsdp[20] = 36;
     rsdp[24..32].copy_from_slice(&xsdt.to_le_bytes());
-    let sum = |b: &[u8]| b.iter().fold(0u8, |s, b| s.wrapping_sub(*b));
-    rsdp[8] = sum(&rsdp[..20]);
-    rsdp[32] = sum(&rsdp[..36]);
+    rsdp[8] = checksum(&rsdp[..20]);
+    rsdp[32] = checksum(&rsdp[..36]);
     out
 }

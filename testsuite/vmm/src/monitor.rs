@@ -182,7 +182,8 @@ fn mp_table(vcpus: u64) -> Vec<u8> {
     pointer
 }
 
-fn checksum(bytes: &[u8]) -> u8 {
+/// The byte that makes the sum of `bytes` and itself zero.
+pub fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0u8, |a, b| a.wrapping_add(*b)).wrapping_neg()
 }
 

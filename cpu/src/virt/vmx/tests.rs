@@ -6,8 +6,9 @@ use iced_x86::code_asm::*;
 use undervisor_core::{Cr0, Cr4, Efer, Model, SegReg, Segment, TableReg};
 use undervisor_mmu::{GuestMemory, NullBus};
 use undervisor_vmx::capabilities::REVISION;
-use undervisor_vmx::controls::{entry, exit, pin, primary, secondary};
+use undervisor_vmx::controls::{primary, secondary};
 use undervisor_vmx::reason::basic;
+use undervisor_vmx::sample::{Start, fields};
 use undervisor_vmx::{Field, Memory};
 
 use crate::cpu::{Cpu, Shared};
@@ -66,42 +67,9 @@ fn place(cpu: &Cpu, at: u64, code: impl FnOnce(&mut CodeAssembler) -> Result<(),
 
 /// Fields of a 64-bit guest that runs at `GUEST_CODE` on the host's page tables.
 fn prepare(cpu: &mut Cpu) {
-    use Field as F;
-    let s = cpu.state.clone();
-    let set = |cpu: &mut Cpu, f: Field, x: u64| cpu.virt.vmx.vmcs.set(f, x);
-    for (f, x) in [
-        (F::PIN_BASED_CONTROLS, pin::DEFAULT1 as u64),
-        (F::PRIMARY_CONTROLS, primary::TRUE_DEFAULT1 as u64),
-        (F::EXIT_CONTROLS, (exit::TRUE_DEFAULT1 | exit::HOST_ADDRESS_SPACE_SIZE) as u64),
-        (F::ENTRY_CONTROLS, (entry::TRUE_DEFAULT1 | entry::IA32E_MODE_GUEST) as u64),
-        (F::VMCS_LINK_POINTER, u64::MAX),
-        (F::HOST_CR0, s.cr0.bits()),
-        (F::HOST_CR3, s.cr3),
-        (F::HOST_CR4, s.cr4.bits()),
-        (F::HOST_CS_SELECTOR, 8),
-        (F::HOST_SS_SELECTOR, 16),
-        (F::HOST_TR_SELECTOR, 24),
-        (F::HOST_TR_BASE, 0x8000),
-        (F::HOST_RSP, 0x7000),
-        (F::HOST_RIP, EXIT_CODE),
-        (F::GUEST_CR0, s.cr0.bits()),
-        (F::GUEST_CR3, s.cr3),
-        (F::GUEST_CR4, s.cr4.bits()),
-        (F::GUEST_RFLAGS, 2),
-        (F::GUEST_RIP, GUEST_CODE),
-        (F::GUEST_RSP, 0x6000),
-        (F::GUEST_DR7, 0x400),
-        (F::GUEST_LDTR_ACCESS, 0x10000),
-        (F::GUEST_TR_ACCESS, 0x8b),
-        (F::GUEST_TR_LIMIT, 0x67),
-    ] {
-        set(cpu, f, x);
-    }
-    for n in 0..6u8 {
-        let seg = s.seg[n as usize];
-        set(cpu, F::GUEST_ES_SELECTOR.plus(n), seg.selector as u64);
-        set(cpu, F::GUEST_ES_ACCESS.plus(n), seg.access as u64);
-        set(cpu, F::GUEST_ES_LIMIT.plus(n), seg.limit as u64);
+    let (host, guest) = (Start { rip: EXIT_CODE, rsp: 0x7000 }, Start { rip: GUEST_CODE, rsp: 0x6000 });
+    for (f, x) in fields(&cpu.state, host, guest) {
+        cpu.virt.vmx.vmcs.set(f, x);
     }
 }
 
