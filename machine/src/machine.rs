@@ -54,6 +54,8 @@ pub struct Machine {
     cpu_model: Rc<Model>,
     clock: Time,
     instructions: u64,
+    /// What counts against the limit on instructions besides those retired: the time that faults without end cost.
+    fruitless: u64,
     idle: u64,
     instruction_limit: Option<u64>,
     quantum: u64,
@@ -121,6 +123,7 @@ impl Machine {
             cpu_model,
             clock: 0,
             instructions: 0,
+            fruitless: 0,
             idle: 0,
             instruction_limit: config.instruction_limit,
             quantum: config.quantum,
@@ -290,7 +293,7 @@ impl Machine {
         self.deliver();
         let mut limit = self.board.deadline().max(self.clock + 1).min(self.next_poll).min(stop);
         if let Some(most) = self.instruction_limit {
-            let left = most.saturating_sub(self.instructions);
+            let left = most.saturating_sub(self.instructions + self.fruitless);
             if left == 0 {
                 return Some(StopReason::InstructionLimit(most));
             }
@@ -328,11 +331,13 @@ impl Machine {
         let crowded = self.waiting.iter().enumerate().any(|(i, waiting)| i != index && !waiting);
         let cpu = &mut self.cpus[index];
         cpu.advance_to(self.clock);
-        let before = cpu.retired();
+        let (started, before) = (cpu.now(), cpu.retired());
         cpu.apic_poll();
         cpu.crowded = crowded;
         let exit = cpu.run(&mut self.board, limit);
-        self.instructions += cpu.retired() - before;
+        let retired = cpu.retired() - before;
+        self.instructions += retired;
+        self.fruitless += cpu.now() - started - retired;
         self.clock = self.clock.max(cpu.now());
         if exit == RunExit::Debugger {
             self.cut.push((index, limit));

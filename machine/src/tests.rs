@@ -131,6 +131,20 @@ fn the_ways_a_run_can_end() {
         }),
         StopReason::InstructionLimit(LIMIT)
     );
+    // Faults without end: the handler of #UD starts with UD2, and no instruction ever retires again.
+    assert_eq!(
+        run(|a| {
+            let (mut handler, mut over) = (a.create_label(), a.create_label());
+            a.jmp(over)?;
+            a.set_label(&mut handler)?;
+            a.ud2()?;
+            a.set_label(&mut over)?;
+            a.mov(word_ptr(6 * 4), 0x7c02)?;
+            a.mov(word_ptr(6 * 4 + 2), 0)?;
+            a.jmp(handler)
+        }),
+        StopReason::InstructionLimit(LIMIT)
+    );
     let triple = run(|a| {
         a.mov(word_ptr(0x600), 0)?;
         a.lidt(fword_ptr(0x600))?;

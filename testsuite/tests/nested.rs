@@ -18,10 +18,11 @@ const APPLETS: [&str; 11] = ["sh", "mount", "insmod", "dmesg", "grep", "nproc", 
 /// SHA-256 of 4 MiB of zeros.
 const ZEROS: &str = "bb9f8df61474d25e71fa00722318cd387396ca1736605e1248821cc0de3d3af8";
 
-const L2_INIT: &str = "#!/bin/sh
+/// What the innermost guest does.
+const GUEST_INIT: &str = "#!/bin/sh
 mount -t proc proc /proc
 mount -t devtmpfs dev /dev
-echo \"L2: $(nproc) processors\"
+echo \"guest: $(nproc) processors\"
 dd if=/dev/zero bs=1M count=4 2>/dev/null | sha256sum
 reboot -f
 ";
@@ -46,65 +47,107 @@ fn build_monitor() -> Vec<u8> {
     std::fs::read(target.join("release/vmm")).unwrap()
 }
 
-struct Outcome {
-    text: String,
-    /// Virtual time until L1's init runs, and from the monitor's start to L2's.
-    l1: u64,
-    l2: u64,
+/// What a run boots: `vendor`'s KVM with `parameters` on `model`, `vcpus` processors for the innermost guest.
+struct Setup {
+    vendor: &'static str,
+    model: &'static str,
+    parameters: &'static str,
+    vcpus: u32,
+    /// The level of the innermost guest: 2 is a guest, 3 a guest's guest.
+    depth: u32,
 }
 
-/// Boot L2 with `vcpus` processors under `vendor`'s KVM with `parameters`.
-fn nested(vendor: &str, model: &str, parameters: &str, vcpus: u32) -> Option<Outcome> {
-    let (kernel, busybox) = (images::find("vmlinuz-cloud")?, images::find("busybox")?);
-    let kvm = format!("kvm-{vendor}");
-    let modules: Vec<(&str, PathBuf)> =
-        ["irqbypass", "kvm", &kvm].into_iter().map(|m| Some((m, images::module("cloud", m)?))).collect::<Option<_>>()?;
-    let busybox = std::fs::read(busybox).unwrap();
-    let mut l2 = Archive::busybox(&busybox, &APPLETS);
-    l2.entry("init", 0o100_755, L2_INIT.as_bytes(), (0, 0));
+struct Outcome {
+    text: String,
+    /// Virtual time until L1's init runs, and from the start of L1's monitor to the innermost guest's init.
+    l1: u64,
+    guest: u64,
+}
+
+/// The initramfs of the hypervisor at `level`, whose guest gets the initramfs `guest` and `mib` MiB.
+fn hypervisor(
+    setup: &Setup,
+    level: u32,
+    kernel: &[u8],
+    busybox: &[u8],
+    modules: &[(&str, PathBuf)],
+    guest: &[u8],
+    mib: u32,
+) -> Vec<u8> {
+    let Setup { vendor, parameters, vcpus, depth, .. } = setup;
+    let vcpus = if level + 1 == *depth { *vcpus } else { 1 };
+    let end = if level == 1 { "poweroff -f" } else { "reboot -f" };
     let init = format!(
         "#!/bin/sh
 mount -t proc proc /proc
 mount -t devtmpfs dev /dev
-echo 'L1: ready'
-insmod /irqbypass.ko && insmod /kvm.ko && insmod /{kvm}.ko {parameters} && echo 'L1: KVM loaded'
-/vmm /vmlinuz /l2 'console=ttyS0 reboot=t panic=-1 quiet' 256 {vcpus}
-echo 'L1: monitor done'
+echo 'L{level}: ready'
+insmod /irqbypass.ko && insmod /kvm.ko && insmod /kvm-{vendor}.ko {parameters} && echo 'L{level}: KVM loaded'
+/vmm /vmlinuz /guest 'console=ttyS0 reboot=t panic=-1 quiet' {mib} {vcpus}
+echo 'L{level}: monitor done'
 dmesg -r | grep '^<[0-4]>'
-echo 'L1: log done'
-poweroff -f
+echo 'L{level}: log done'
+{end}
 "
     );
-    let mut l1 = Archive::busybox(&busybox, &APPLETS);
-    l1.entry("init", 0o100_755, init.as_bytes(), (0, 0));
-    l1.entry("vmm", 0o100_755, monitor(), (0, 0));
-    l1.entry("vmlinuz", 0o100_644, &std::fs::read(&kernel).unwrap(), (0, 0));
-    l1.entry("l2", 0o100_644, &l2.finish(), (0, 0));
+    let mut archive = Archive::busybox(busybox, &APPLETS);
+    archive.entry("init", 0o100_755, init.as_bytes(), (0, 0));
+    archive.entry("vmm", 0o100_755, monitor(), (0, 0));
+    archive.entry("vmlinuz", 0o100_644, kernel, (0, 0));
+    archive.entry("guest", 0o100_644, guest, (0, 0));
     for (name, path) in modules {
-        l1.entry(&format!("{name}.ko"), 0o100_644, &std::fs::read(path).unwrap(), (0, 0));
+        archive.entry(&format!("{name}.ko"), 0o100_644, &std::fs::read(path).unwrap(), (0, 0));
     }
-    let config = MachineConfig::new().memory(1 << 30).model(undervisor_core::Model::parse(model).unwrap()).kernel(Kernel {
-        image: Image::read(&kernel).unwrap(),
-        command_line: "console=ttyS0 panic=-1 quiet".into(),
-        initrd: Some(Image::new("initramfs", l1.finish())),
-        ..Kernel::default()
-    });
+    archive.finish()
+}
+
+fn boot(setup: &Setup) -> Option<Outcome> {
+    let (kernel, busybox) = (images::find("vmlinuz-cloud")?, images::find("busybox")?);
+    let kvm = format!("kvm-{}", setup.vendor);
+    let modules: Vec<(&str, PathBuf)> =
+        ["irqbypass", "kvm", &kvm].into_iter().map(|m| Some((m, images::module("cloud", m)?))).collect::<Option<_>>()?;
+    let busybox = std::fs::read(busybox).unwrap();
+    let mut innermost = Archive::busybox(&busybox, &APPLETS);
+    innermost.entry("init", 0o100_755, GUEST_INIT.as_bytes(), (0, 0));
+    let bytes = std::fs::read(&kernel).unwrap();
+    let (mut initramfs, mut mib) = (innermost.finish(), 256);
+    for level in (1..setup.depth).rev() {
+        initramfs = hypervisor(setup, level, &bytes, &busybox, &modules, &initramfs, mib);
+        mib *= 2;
+    }
+    let config = MachineConfig::new()
+        .memory(u64::from(mib.max(1024)) << 20)
+        .model(undervisor_core::Model::parse(setup.model).unwrap())
+        .kernel(Kernel {
+            image: Image::read(&kernel).unwrap(),
+            command_line: "console=ttyS0 panic=-1 quiet".into(),
+            initrd: Some(Image::new("initramfs", initramfs)),
+            ..Kernel::default()
+        });
     let mut t = Terminal::new(config).unwrap();
     t.expect("L1: ready", 60);
     let l1 = t.machine.progress().time;
     t.expect("L1: KVM loaded", 20);
     let loaded = t.machine.progress().time;
-    t.expect("L2: ", 60);
-    let l2 = t.machine.progress().time - loaded;
-    t.expect("L1: monitor done", 20);
+    for level in 2..setup.depth {
+        t.expect(&format!("L{level}: KVM loaded"), 60);
+    }
+    t.expect("guest: ", 60);
+    let guest = t.machine.progress().time - loaded;
+    t.expect("L1: monitor done", 60);
     let log = t.expect("L1: log done", 10);
     assert!(!log.contains('<'), "warnings of L1's kernel: {log}");
     assert_eq!(t.finish(20), StopReason::PowerOff);
-    Some(Outcome { text: t.text(), l1, l2 })
+    Some(Outcome { text: t.text(), l1, guest })
+}
+
+/// Boot L2 with `vcpus` processors under `vendor`'s KVM with `parameters`.
+fn nested(vendor: &'static str, model: &'static str, parameters: &'static str, vcpus: u32) -> Option<Outcome> {
+    boot(&Setup { vendor, model, parameters, vcpus, depth: 2 })
 }
 
 fn check(outcome: &Outcome, vcpus: u32) {
-    assert!(outcome.text.contains(&format!("L2: {vcpus} processors")), "{}", outcome.text);
+    assert!(outcome.text.contains(&format!("guest: {vcpus} processors")), "{}", outcome.text);
     assert!(outcome.text.contains(ZEROS), "{}", outcome.text);
 }
 
@@ -113,16 +156,16 @@ fn kvm_intel_boots_a_guest() {
     let Some(outcome) = nested("intel", "skylake-server", "", 1) else { return };
     check(&outcome, 1);
     // Instructions, exits included: the guest's boot costs at most half more than the host's own.
-    println!("virtual time: L1 {} ns, L2 {} ns", outcome.l1, outcome.l2);
-    assert!(2 * outcome.l2 < 3 * outcome.l1, "L1 {} ns, L2 {} ns of virtual time", outcome.l1, outcome.l2);
+    println!("virtual time: L1 {} ns, L2 {} ns", outcome.l1, outcome.guest);
+    assert!(2 * outcome.guest < 3 * outcome.l1, "L1 {} ns, L2 {} ns of virtual time", outcome.l1, outcome.guest);
 }
 
 #[test]
 fn kvm_amd_boots_a_guest() {
     let Some(outcome) = nested("amd", "epyc-milan", "", 1) else { return };
     check(&outcome, 1);
-    println!("virtual time: L1 {} ns, L2 {} ns", outcome.l1, outcome.l2);
-    assert!(2 * outcome.l2 < 3 * outcome.l1, "L1 {} ns, L2 {} ns of virtual time", outcome.l1, outcome.l2);
+    println!("virtual time: L1 {} ns, L2 {} ns", outcome.l1, outcome.guest);
+    assert!(2 * outcome.guest < 3 * outcome.l1, "L1 {} ns, L2 {} ns of virtual time", outcome.l1, outcome.guest);
 }
 
 /// Every VMX feature there is.
@@ -143,4 +186,22 @@ fn kvm_intel_without_ept_boots_two_processors() {
 fn kvm_amd_without_nested_paging_boots_two_processors() {
     let Some(outcome) = nested("amd", "epyc-milan", "npt=0", 2) else { return };
     check(&outcome, 2);
+}
+
+/// A guest's guest's guest: KVM runs what it offers its own guests.
+#[test]
+fn kvm_intel_boots_a_guest_of_its_guest() {
+    let Some(outcome) = boot(&Setup { vendor: "intel", model: "skylake-server", parameters: "nested=1", vcpus: 1, depth: 3 })
+    else {
+        return;
+    };
+    check(&outcome, 1);
+}
+
+#[test]
+fn kvm_amd_boots_a_guest_of_its_guest() {
+    let Some(outcome) = boot(&Setup { vendor: "amd", model: "epyc-milan", parameters: "nested=1", vcpus: 1, depth: 3 }) else {
+        return;
+    };
+    check(&outcome, 1);
 }

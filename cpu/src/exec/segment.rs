@@ -4,7 +4,7 @@ use iced_x86::{Code, Instruction, Mnemonic as M, OpKind, Register};
 use undervisor_core::intercept::MemoryOperand;
 use undervisor_core::{Cr4, Intercept, SegReg, TableReg, Vector, regs};
 
-use crate::cpu::{Cpu, Exec, Stop};
+use crate::cpu::{Cpu, Exec};
 use crate::exec::Row;
 use crate::exec::int_math::ZF;
 use crate::operand::{Gpr, address_mask, segment_of};
@@ -128,13 +128,13 @@ fn pop_segment(cpu: &mut Cpu, insn: &Instruction) -> Exec {
         return Err(cpu.ud());
     };
     let size = insn.stack_pointer_increment().unsigned_abs() as usize;
-    let saved = cpu.state.gpr(regs::RSP);
+    // The load may fault or exit, and rSP must then be as before; but the old SS says how wide rSP is.
+    let before = cpu.state.gpr(regs::RSP);
     let selector = cpu.pop(size)? as u16;
-    cpu.load_segment(register, selector).inspect_err(|&stop| {
-        if stop != Stop::Exit {
-            cpu.state.set_gpr(regs::RSP, saved);
-        }
-    })?;
+    let after = cpu.state.gpr(regs::RSP);
+    cpu.state.set_gpr(regs::RSP, before);
+    cpu.load_segment(register, selector)?;
+    cpu.state.set_gpr(regs::RSP, after);
     if register == SegReg::Ss {
         cpu.shadow_after_mov_ss();
     }

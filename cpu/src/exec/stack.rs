@@ -110,15 +110,19 @@ fn pop_register(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     Ok(())
 }
 
-/// The address of a destination based on rSP is worked out with the incremented rSP (SDM vol. 2, POP).
+/// The address of a destination based on rSP is worked out with the incremented rSP (SDM vol. 2, POP). The store may fault or exit, and
+/// rSP must then be as before.
 fn pop_memory(cpu: &mut Cpu, insn: &Instruction) -> Exec {
-    let saved = cpu.state.gpr(regs::RSP);
-    let value = cpu.pop(size_of(insn))?;
-    cpu.set_operand(insn, 0, value).inspect_err(|&stop| {
-        if stop != crate::cpu::Stop::Exit {
-            cpu.state.set_gpr(regs::RSP, saved);
-        }
-    })
+    let size = size_of(insn);
+    let before = cpu.state.gpr(regs::RSP);
+    let value = cpu.pop(size)?;
+    let after = cpu.state.gpr(regs::RSP);
+    let offset = cpu.effective_offset(insn);
+    cpu.state.set_gpr(regs::RSP, before);
+    let linear = cpu.linear(cpu.effective_segment(insn), offset, size, true)?;
+    cpu.write_sized(linear, size, value)?;
+    cpu.state.set_gpr(regs::RSP, after);
+    Ok(())
 }
 
 const WORDS: [Register; 8] =

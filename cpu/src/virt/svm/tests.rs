@@ -566,6 +566,85 @@ fn a_hot_instruction_exits_at_its_own_address() {
     }
 }
 
+/// An access that exits leaves registers and flags as they were before the instruction, which runs again later.
+#[test]
+fn an_exit_in_an_access_changes_no_register() {
+    type Guest = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+    const AWAY: u64 = 0x4000_0000;
+    // RBX points to where nested paging knows nothing; so do RDI and the GDTR. The stack is good but for
+    // ENTER, and RSI and RBP but for LODS and LEAVE.
+    let rows: &[(&str, Guest)] = &[
+        ("POP [m]", |a| a.pop(qword_ptr(rbx))),
+        ("POP m16", |a| a.pop(word_ptr(rbx))),
+        ("POP FS", |a| a.pop(fs)),
+        ("PUSH [m]", |a| a.push(qword_ptr(rbx))),
+        ("MOV FS, r", |a| a.mov(fs, cx)),
+        ("LFS", |a| a.lfs(eax, fword_ptr(rsp + 4))),
+        ("RETF", |a| a.db(&[0x48, 0xcb])),
+        ("IRETQ", |a| a.iretq()),
+        ("CALL FAR", |a| a.call(fword_ptr(rsp + 4))),
+        ("MOVS", |a| a.movsq()),
+        ("REP STOS", |a| a.rep().stosb()),
+        ("LODS", |a| a.lodsq()),
+        ("CMPS", |a| a.cmpsb()),
+        ("SCAS", |a| a.scasb()),
+        ("ADD [m], r", |a| a.add(qword_ptr(rbx), rax)),
+        ("ADD r, [m]", |a| a.add(rax, qword_ptr(rbx))),
+        ("XADD", |a| a.xadd(qword_ptr(rbx), rax)),
+        ("XCHG", |a| a.xchg(qword_ptr(rbx), rax)),
+        ("CMPXCHG", |a| a.lock().cmpxchg(qword_ptr(rbx), rcx)),
+        ("CMPXCHG8B", |a| a.cmpxchg8b(qword_ptr(rbx))),
+        ("CMPXCHG16B", |a| a.cmpxchg16b(xmmword_ptr(rbx))),
+        ("SHL", |a| a.shl(qword_ptr(rbx), 1)),
+        ("BTS", |a| a.bts(qword_ptr(rbx), rcx)),
+        ("MUL", |a| a.mul(qword_ptr(rbx))),
+        ("DIV", |a| a.div(qword_ptr(rbx))),
+        ("ENTER", |a| a.enter(16, 0)),
+        ("LEAVE", |a| a.leave()),
+        ("FSTP", |a| a.fstp(qword_ptr(rbx))),
+        ("FISTP", |a| a.fistp(dword_ptr(rbx))),
+        ("FBSTP", |a| a.fbstp(tbyte_ptr(rbx))),
+        ("FNSAVE", |a| a.fnsave(ptr(rbx))),
+        ("FNSTENV", |a| a.fnstenv(ptr(rbx))),
+    ];
+    for &(name, guest) in rows {
+        let mut r = Rig::new(|a| {
+            a.fninit()?;
+            a.fld1()?;
+            guest(a)
+        });
+        r.nested();
+        r.cpu.shared.memory.write::<u64>(TABLES + 0x1008, AWAY | 0xe7).expect("RAM");
+        for (at, value) in [(0u64, 0x10u64), (8, 8), (16, 2), (24, 0x8000), (32, 0x10)] {
+            r.cpu.shared.memory.write::<u64>(0x8000 + at, value).expect("RAM");
+        }
+        r.put(Field::CR4, (Cr4::PAE | Cr4::OSFXSR).bits());
+        r.put(Field::GDTR_BASE, AWAY);
+        let flags = 2 | 0x8d5;
+        r.put(Field::RFLAGS, flags);
+        let [stack, source, frame] = ["ENTER", "LODS", "LEAVE"].map(|bad| if name == bad { AWAY + 0x100 } else { 0x8000 });
+        r.put(Field::RSP, stack);
+        let named = [
+            (regs::RBX, AWAY),
+            (regs::RSI, source),
+            (regs::RDI, AWAY + 64),
+            (regs::RCX, 8),
+            (regs::RDX, 3),
+            (regs::RBP, frame),
+        ];
+        for (register, value) in named {
+            r.cpu.state.set_gpr(register, value);
+        }
+        let code = r.run();
+        assert_eq!(code, reason::NPF, "{name}");
+        for (register, value) in named {
+            assert_eq!(r.cpu.state.gpr(register), value, "{name}: register {register}");
+        }
+        assert_eq!((r.get(Field::RAX), r.get(Field::RSP), r.get(Field::RFLAGS)), (0x1234, stack, flags), "{name}");
+        assert_eq!((r.get(Field::CS_SELECTOR), r.cpu.state.x87.status >> 11 & 7), (8, 7), "{name}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
     /// Whatever a VMCB holds, the processor survives it, and comes back to the host with the host's state.
