@@ -85,6 +85,15 @@ fn plain_intel(msr: u32) -> Option<Plain> {
         0x1b0 => rw(6),
         0x1b1 => rw(0x8800_0000),
         0x1b2 | 0x1fc => rw(0),
+        // Bus numbers of the I/O units: not valid.
+        0x300 => constant(0),
+        // Uncore performance monitors (Intel Xeon Processor Scalable Family Uncore Performance Monitoring Reference Manual): global,
+        // U-box, PCU, I/O and CHA blocks. What they would count does not happen here. Then the free-running I/O counters.
+        0x700..=0x70a | 0x710..=0x71a | 0xa20..=0xaff | 0xe00..=0xfbf => rw(0),
+        0xb00..=0xb5f => constant(0),
+        // UNCORE_RATIO_LIMIT (1.2 to 2.4 GHz) and UNCORE_PERF_STATUS.
+        0x620 => rw(0x0c18),
+        0x621 => constant(0x18),
         _ => None,
     }
 }

@@ -4,7 +4,7 @@
 //! With a debug build these would take many minutes, so they are left out of it.
 #![cfg(not(debug_assertions))]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use undervisor_devices::disk::{self, Overlay};
 use undervisor_devices::virtio::{Block, Rng, VirtioPci};
@@ -30,7 +30,8 @@ exec setsid cttyhack sh
 /// What kernels may say at level \"warning\" or worse on this machine without anything being wrong with it.
 const HARMLESS: [&str; 0] = [];
 
-fn initramfs(busybox: &Path) -> Image {
+/// The modules whose files are `modules` lie in `/`.
+fn initramfs(busybox: &Path, modules: &[PathBuf]) -> Image {
     let applets = [
         "sh",
         "mount",
@@ -55,22 +56,28 @@ fn initramfs(busybox: &Path) -> Image {
         "taskset",
         "sleep",
         "date",
+        "insmod",
     ];
     let mut archive = Archive::busybox(&std::fs::read(busybox).unwrap(), &applets);
     archive.entry("init", 0o100_755, INIT.as_bytes(), (0, 0));
+    for module in modules {
+        let name = module.file_name().unwrap().to_str().unwrap();
+        archive.entry(name, 0o100_644, &std::fs::read(module).unwrap(), (0, 0));
+    }
     Image::new("initramfs", archive.finish())
 }
 
-/// Boot the kernel called `name` with `cpus` processors to a shell.
-fn shell(name: &str, cpus: usize) -> Option<Terminal> {
-    let (kernel, busybox) = (images::find(name)?, images::find("busybox")?);
+/// Boot the kernel of `flavour` with `cpus` processors to a shell, with these modules of its own at hand.
+fn shell(flavour: &str, cpus: usize, modules: &[&str]) -> Option<Terminal> {
+    let (kernel, busybox) = (images::find(&format!("vmlinuz-{flavour}"))?, images::find("busybox")?);
+    let modules: Vec<PathBuf> = modules.iter().map(|m| images::module(flavour, m)).collect::<Option<_>>()?;
     let config = MachineConfig::new()
         .memory(512 << 20)
         .cpus(cpus)
         .kernel(Kernel {
             image: Image::read(&kernel).unwrap(),
             command_line: "console=ttyS0 panic=-1".into(),
-            initrd: Some(initramfs(&busybox)),
+            initrd: Some(initramfs(&busybox, &modules)),
             ..Kernel::default()
         })
         .pci_device(Box::new(VirtioPci::new(Rng::new(1))));
@@ -124,7 +131,7 @@ fn power_off(mut t: Terminal) {
 
 #[test]
 fn cloud_kernel() {
-    let Some(mut t) = shell("vmlinuz-cloud", 1) else { return };
+    let Some(mut t) = shell("cloud", 1, &[]) else { return };
     assert_eq!(t.command("nproc", PROMPT, 10).trim(), "1");
     assert!(t.command("uname -r", PROMPT, 10).contains("cloud-amd64"));
     check_programs(&mut t);
@@ -139,7 +146,9 @@ fn cloud_kernel() {
 
 #[test]
 fn generic_kernel_with_four_processors() {
-    let Some(mut t) = shell("vmlinuz-amd64", 4) else { return };
+    // What a distribution loads by the processor's model.
+    let drivers = ["intel-uncore", "intel-uncore-frequency-common", "intel-uncore-frequency"];
+    let Some(mut t) = shell("amd64", 4, &drivers) else { return };
     assert_eq!(t.command("nproc", PROMPT, 10).trim(), "4");
     assert_eq!(t.command("grep -c ^processor /proc/cpuinfo", PROMPT, 10).trim(), "4");
     // A program on each processor, at the same time, and each has an answer.
@@ -150,6 +159,10 @@ fn generic_kernel_with_four_processors() {
     let timers = t.command("grep LOC: /proc/interrupts", PROMPT, 10);
     let counts: Vec<u64> = timers.split_whitespace().skip(1).take(4).filter_map(|n| n.parse().ok()).collect();
     assert!(counts.len() == 4 && counts.iter().all(|&n| n > 0), "{timers}");
+    for driver in drivers {
+        let said = t.command(&format!("insmod /{driver}.ko && echo loaded"), PROMPT, 20);
+        assert!(said.contains("loaded"), "{driver}: {said}");
+    }
     check_programs(&mut t);
     check_log(&mut t);
     power_off(t);
