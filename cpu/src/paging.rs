@@ -188,6 +188,21 @@ impl Translations {
         self.limits
     }
 
+    /// Translations of fetches in `space`: the privilege (1: user), the linear page, and where it leads.
+    pub fn fetches_in(&self, space: u64) -> impl Iterator<Item = (usize, u64, u64)> + '_ {
+        let rows = self.fetches.iter().enumerate().flat_map(|(user, bank)| bank.iter().map(move |e| (user, e)));
+        rows.filter(move |(_, e)| e.tag != 0 && e.tag & !PAGE_MASK == space)
+            .map(|(user, e)| (user, e.tag & PAGE_MASK, e.physical))
+    }
+
+    /// Enter or drop the translation of fetches from a linear page in `space`.
+    pub fn set_fetch(&mut self, user: usize, linear: u64, space: u64, physical: Option<u64>) {
+        self.fetches[user][(linear >> 12) as usize % FETCH_ENTRIES] = match physical {
+            Some(physical) => FetchEntry { tag: linear & PAGE_MASK | space, physical: physical & PAGE_MASK },
+            None => FetchEntry::default(),
+        };
+    }
+
     fn clear(&mut self) {
         for bank in self.fetches.iter_mut() {
             bank.fill(FetchEntry::default());
@@ -293,6 +308,11 @@ impl Cpu {
         let e = &self.translations.fetches[user][slot];
         if e.tag == tag {
             return Ok(e.physical | linear & 0xfff);
+        }
+        if self.observing & crate::observe::want::LINT != 0
+            && let Some(physical) = self.lint_stale_fetch(user, linear)
+        {
+            return Ok(physical);
         }
         let found = self.walk(linear, Access::FETCH)?;
         self.translations.fetches[user][slot] = FetchEntry { tag, physical: found.physical & PAGE_MASK };

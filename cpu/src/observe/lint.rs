@@ -98,11 +98,19 @@ pub struct Finding {
 #[derive(Clone, Copy)]
 struct Stale {
     space: u64,
-    bank: usize,
     linear: u64,
-    entry: TlbEntry,
+    kept: Kept,
     /// What the tables say now.
     now: Option<u64>,
+}
+
+/// Where a translation was taken out of.
+#[derive(Clone, Copy)]
+enum Kept {
+    /// The TLB, by its bank.
+    Data(usize, TlbEntry),
+    /// The translations of instruction fetches: the privilege (1: user), and the physical page.
+    Fetch(usize, u64),
 }
 
 /// What the lints remember.
@@ -369,11 +377,28 @@ impl Cpu {
                 m.physical & PAGE_MASK == entry.physical && (m.writable || entry.write == undervisor_mmu::tlb::NEVER)
             });
             if !good {
-                stale.push(Stale { space, bank, linear, entry, now: now.map(|m| m.physical & PAGE_MASK) });
+                stale.push(Stale { space, linear, kept: Kept::Data(bank, entry), now: now.map(|m| m.physical & PAGE_MASK) });
+            }
+        }
+        for (user, linear, physical) in self.translations.fetches_in(space) {
+            let now = view.linear(&shared.memory, linear);
+            if !now.is_some_and(|m| m.physical & PAGE_MASK == physical && m.executable) {
+                stale.push(Stale {
+                    space,
+                    linear,
+                    kept: Kept::Fetch(user, physical),
+                    now: now.map(|m| m.physical & PAGE_MASK),
+                });
             }
         }
         for s in &stale {
-            *self.tlb.entry(s.bank, s.linear) = TlbEntry::EMPTY;
+            match s.kept {
+                Kept::Data(bank, _) => *self.tlb.entry(bank, s.linear) = TlbEntry::EMPTY,
+                Kept::Fetch(user, _) => {
+                    self.translations.set_fetch(user, s.linear, space, None);
+                    self.jumps.drop_page(s.linear);
+                }
+            }
         }
         if let Some(o) = &self.observer {
             let o = &mut *o.borrow_mut();
@@ -397,28 +422,46 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     pub(crate) fn lint_stale_use(&mut self, bank: usize, linear: u64, access: Access) -> Option<u64> {
-        let (space, page) = (self.space, linear & PAGE_MASK);
-        let stale = {
-            let lints = &mut self.observer.as_ref()?.borrow_mut().lints;
-            let at = lints.stale.iter().position(|s| s.space == space && s.linear == page && s.bank == bank)?;
-            lints.stale.swap_remove(at)
-        };
-        if access.write && stale.entry.write == undervisor_mmu::tlb::NEVER {
+        let stale = self.take_stale(linear, |kept| matches!(kept, Kept::Data(b, _) if b == bank))?;
+        let Kept::Data(_, entry) = stale.kept else { return None };
+        if access.write && entry.write == undervisor_mmu::tlb::NEVER {
             return None;
         }
-        *self.tlb.entry(bank, linear) = stale.entry;
+        *self.tlb.entry(bank, linear) = entry;
+        self.stale_used(&stale, linear, entry.physical, "may no longer be written");
+        Some(entry.physical | linear & 0xfff)
+    }
+
+    /// Likewise for an instruction fetch.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn lint_stale_fetch(&mut self, user: usize, linear: u64) -> Option<u64> {
+        let stale = self.take_stale(linear, |kept| matches!(kept, Kept::Fetch(u, _) if u == user))?;
+        let Kept::Fetch(_, physical) = stale.kept else { return None };
+        self.translations.set_fetch(user, linear, self.space, Some(physical));
+        self.stale_used(&stale, linear, physical, "no longer let instructions be fetched there");
+        Some(physical | linear & 0xfff)
+    }
+
+    fn take_stale(&mut self, linear: u64, wanted: impl Fn(Kept) -> bool) -> Option<Stale> {
+        let (space, page) = (self.space, linear & PAGE_MASK);
+        let lints = &mut self.observer.as_ref()?.borrow_mut().lints;
+        let at = lints.stale.iter().position(|s| s.space == space && s.linear == page && wanted(s.kept))?;
+        Some(lints.stale.swap_remove(at))
+    }
+
+    /// Tell that the translation of `linear` to the page `old` is used. `less`: what the tables say if they lead there still.
+    fn stale_used(&mut self, stale: &Stale, linear: u64, old: u64, less: &str) {
         let rip = self.observed_rip();
-        self.found(Lint::StaleTranslation, (page, stale.entry.physical), rip, None, || {
-            let old = stale.entry.physical;
+        self.found(Lint::StaleTranslation, (stale.linear, old), rip, None, || {
             let now = match stale.now {
-                None => "are no longer mapped".to_owned(),
-                Some(now) if now == old => "may no longer be written".to_owned(),
+                None => "no longer map it".to_owned(),
+                Some(now) if now == old => less.to_owned(),
                 Some(now) => format!("now lead to {now:#x}"),
             };
             format!(
                 "the guest uses a translation of {linear:#x} to the page {old:#x}, but its tables {now}: a flush is missing"
             )
         });
-        Some(stale.entry.physical | linear & 0xfff)
     }
 }

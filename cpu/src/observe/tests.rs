@@ -458,8 +458,29 @@ fn loads(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.jmp(top)
 }
 
+/// A guest that calls a RET at 0x60000 again and again, with an exit in between; there is one at 0x61000 too.
+fn calls(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(byte_ptr(0x60000u64), 0xc3)?;
+    a.mov(byte_ptr(0x61000u64), 0xc3)?;
+    let mut top = a.create_label();
+    a.set_label(&mut top)?;
+    a.mov(rbx, 0x60000u64)?;
+    a.call(rbx)?;
+    a.cpuid()?;
+    a.jmp(top)
+}
+
 #[test]
-fn lint_stale_translation() {
+fn lint_stale_translation_of_data() {
+    lint_stale_translation(&loads);
+}
+
+#[test]
+fn lint_stale_translation_of_code() {
+    lint_stale_translation(&calls);
+}
+
+fn lint_stale_translation(guest: Code<'_>) {
     let remap = |a: &mut CodeAssembler| -> Result<(), IcedError> {
         a.mov(rdx, 0x61037u64)?;
         a.mov(qword_ptr(SECOND + 0x3000 + 8 * 0x60), rdx)
@@ -471,13 +492,13 @@ fn lint_stale_translation() {
         a.vmwrite(rdx, rcx)?;
         a.vmresume()
     };
-    let bad = vmx(want::LINT, &[], &loads, &|a| {
+    let bad = vmx(want::LINT, &[], guest, &|a| {
         remap(a)?;
         next(a)
     });
     assert_eq!(bad.caught.found(Lint::StaleTranslation).len(), 1, "{:?}", bad.caught.findings.borrow());
     // The descriptor: EPTP, zero.
-    let good = vmx(want::LINT, &[], &loads, &|a| {
+    let good = vmx(want::LINT, &[], guest, &|a| {
         remap(a)?;
         a.mov(rdx, SECOND | 0x1e)?;
         a.mov(qword_ptr(0x600), rdx)?;
@@ -489,7 +510,7 @@ fn lint_stale_translation() {
     });
     assert!(good.caught.found(Lint::StaleTranslation).is_empty());
     let amd = |flush: u32| {
-        svm(want::LINT, &nothing, &loads, &|a| {
+        svm(want::LINT, &nothing, guest, &|a| {
             a.mov(rdx, 0x61067u64)?;
             a.mov(qword_ptr(SECOND + 0x3000 + 8 * 0x60), rdx)?;
             a.mov(rcx, qword_ptr(rax + V::NRIP.offset as i32))?;
