@@ -1,4 +1,4 @@
-//! `cargo +nightly fuzz run vmx`. The body is in `testsuite/src/fuzz`.
+//! `cargo fuzz run -s none vmx` on stable Rust. The body is in `testsuite/src/fuzz`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
