@@ -2,6 +2,18 @@
 
 pub const IA32_TSC: u32 = 0x10;
 pub const IA32_PLATFORM_ID: u32 = 0x17;
+/// IA32_PMC0, as Pentium Pro had it: 32 bits written, sign-extended.
+pub const IA32_PMC0: u32 = 0xc1;
+pub const IA32_PERFEVTSEL0: u32 = 0x186;
+pub const IA32_FIXED_CTR0: u32 = 0x309;
+pub const IA32_PERF_CAPABILITIES: u32 = 0x345;
+pub const IA32_FIXED_CTR_CTRL: u32 = 0x38d;
+pub const IA32_PERF_GLOBAL_STATUS: u32 = 0x38e;
+pub const IA32_PERF_GLOBAL_STATUS_RESET: u32 = 0x390;
+pub const IA32_PERF_GLOBAL_STATUS_SET: u32 = 0x391;
+pub const IA32_PERF_GLOBAL_INUSE: u32 = 0x392;
+/// IA32_A_PMC0: the same counter in full width.
+pub const IA32_A_PMC0: u32 = 0x4c1;
 pub const IA32_APIC_BASE: u32 = 0x1b;
 pub const IA32_FEATURE_CONTROL: u32 = 0x3a;
 pub const IA32_TSC_ADJUST: u32 = 0x3b;
@@ -46,3 +58,10 @@ pub const AMD_SYSCFG: u32 = 0xc001_0010;
 pub const AMD_HWCR: u32 = 0xc001_0015;
 pub const AMD_VM_CR: u32 = 0xc001_0114;
 pub const AMD_VM_HSAVE_PA: u32 = 0xc001_0117;
+/// AMD's four legacy counters, and their six extended ones in turn with the selects.
+pub const AMD_PERF_EVT_SEL0: u32 = 0xc001_0000;
+pub const AMD_PERF_CTR0: u32 = 0xc001_0004;
+pub const AMD_CORE_PERF_EVT_SEL0: u32 = 0xc001_0200;
+pub const AMD_PERF_GLOBAL_STATUS: u32 = 0xc000_0300;
+pub const AMD_PERF_GLOBAL_CTL: u32 = 0xc000_0301;
+pub const AMD_PERF_GLOBAL_STATUS_CLR: u32 = 0xc000_0302;

@@ -3,6 +3,7 @@
 use crate::{
     bits::{Cr0, Cr4, Efer, Rflags},
     flags::{FlagKind, LazyFlags},
+    performance::Performance,
     regs,
     segment::{SegReg, Segment, TableReg},
 };
@@ -105,7 +106,7 @@ pub struct Msrs {
     pub xss: u64,
     pub tsc_adjust: u64,
     pub bndcfgs: u64,
-    pub perf_global_ctrl: u64,
+    pub performance: Performance,
     pub mtrr_def_type: u64,
     pub mtrr_fixed: [u64; 11],
     /// PHYSBASEn, PHYSMASKn pairs.
@@ -124,8 +125,6 @@ pub struct Msrs {
     pub mcg_ctl: u64,
     /// Machine-check banks: control, status, address, miscellaneous.
     pub mc_banks: [[u64; 4]; 8],
-    /// AMD's legacy performance counters, which stand still.
-    pub amd_counters: [u64; 4],
     /// Registers without effect that were written: number and value.
     pub other: std::collections::BTreeMap<u32, u64>,
 }

@@ -63,6 +63,7 @@ features! {
     LOAD_PAT = 41, "load-pat";
     LOAD_EFER = 42, "load-efer";
     LOAD_BNDCFGS = 43, "load-bndcfgs";
+    SAVE_PERF_GLOBAL_CTRL = 44, "save-perf-global-ctrl";
     // EPT and TLB control (IA32_VMX_EPT_VPID_CAP).
     EPT_EXECUTE_ONLY = 50, "ept-execute-only";
     EPT_5_LEVEL = 51, "ept-5-level";
@@ -97,6 +98,7 @@ impl VmxFeatures {
             - VmxFeatures::VIRTUALIZE_SPEC_CTRL
             - VmxFeatures::USER_WAIT_PAUSE
             - VmxFeatures::EPT_5_LEVEL
+            - VmxFeatures::SAVE_PERF_GLOBAL_CTRL
             - VmxFeatures::INJECT_ANY_ERROR_CODE
     }
 
@@ -133,7 +135,7 @@ impl VmxFeatures {
             VmxFeatures::TSC_SCALING,
             VmxFeatures::USER_WAIT_PAUSE,
         ]);
-        let needs: [(VmxFeatures, VmxFeatures); 8] = [
+        let needs: [(VmxFeatures, VmxFeatures); 9] = [
             (VmxFeatures::SECONDARY, secondary),
             (VmxFeatures::TERTIARY, VmxFeatures::IPI_VIRTUALIZATION | VmxFeatures::VIRTUALIZE_SPEC_CTRL),
             (
@@ -171,6 +173,7 @@ impl VmxFeatures {
                     | VmxFeatures::IPI_VIRTUALIZATION,
             ),
             (VmxFeatures::VIRTUAL_INTERRUPT_DELIVERY, VmxFeatures::POSTED_INTERRUPTS),
+            (VmxFeatures::LOAD_PERF_GLOBAL_CTRL, VmxFeatures::SAVE_PERF_GLOBAL_CTRL),
         ];
         // Twice: a chain is at most two long after the first pass over this order.
         for _ in 0..2 {

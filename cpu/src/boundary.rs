@@ -4,7 +4,7 @@
 //! None of it is looked at while `Cpu::attention` is zero.
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction};
-use undervisor_core::{Activity, Dr6, Event, EventKind, Exception, Rflags, Vector};
+use undervisor_core::{Activity, Dr6, Event, EventKind, Exception, Rflags, Vector, performance};
 
 use crate::cpu::{Cpu, Exec, Stop, attention};
 use crate::events::{self, Origin};
@@ -59,6 +59,12 @@ impl Cpu {
         self.apic.next_deadline().min(self.virt_deadline())
     }
 
+    /// The first instruction count at which the processor, if it runs until then, must be looked at: something falls due, or a performance
+    /// counter may overflow.
+    pub(crate) fn horizon(&self) -> u64 {
+        self.next_deadline().min(self.performance_deadline())
+    }
+
     /// Act on deadlines that have come.
     pub(crate) fn poll_deadlines(&mut self, now: u64) {
         if self.apic.next_deadline() <= now {
@@ -66,6 +72,9 @@ impl Cpu {
         }
         if self.virt_deadline() <= now {
             self.attend(attention::VIRT);
+        }
+        if self.performance_deadline() <= now {
+            self.performance_poll();
         }
     }
 
@@ -369,7 +378,8 @@ impl Cpu {
     /// DEBUGCTL.LBR: note a taken branch (SDM vol. 3, Last Branch, Interrupt, and Exception Recording; APM vol. 2, Control-Transfer
     /// Breakpoint Features).
     fn record_branch(&mut self, before: &Before) {
-        if self.state.msrs.debugctl & 1 != 0 && self.branched(before) {
+        let frozen = self.state.msrs.performance.global_status & performance::status::LBR_FROZEN != 0;
+        if self.state.msrs.debugctl & 1 != 0 && !frozen && self.branched(before) {
             let to = self.state.rip();
             self.state.msrs.last_branch[0] = before.rip;
             self.state.msrs.last_branch[1] = to;

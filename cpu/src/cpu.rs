@@ -89,6 +89,10 @@ pub mod attention {
 pub struct Counters {
     /// Virtual time that passed without this processor (halted, or another one's turn).
     pub waited: u64,
+    /// The part of it that PAUSEs took.
+    pub paused: u64,
+    /// Virtual time that iterations of string instructions took, beyond one unit an instruction.
+    pub repeated: u64,
     pub tlb_misses: u64,
     pub blocks_decoded: u64,
     pub blocks_invalidated: u64,
@@ -165,6 +169,7 @@ pub struct Cpu {
     pub notes: crate::boundary::Notes,
     pub breakpoints: crate::debug::Breakpoints,
     pub monitor: crate::monitor::Monitor,
+    pub performance: crate::performance::Monitor,
     pub debugger: crate::debugger::Debugger,
     /// Processors in the computer, for CPUID's topology leaves.
     pub processors: u32,
@@ -216,6 +221,7 @@ impl Cpu {
             notes: Default::default(),
             breakpoints: Default::default(),
             monitor: Default::default(),
+            performance: Default::default(),
             debugger: Default::default(),
             processors: 1,
             model,
@@ -225,8 +231,7 @@ impl Cpu {
         });
         cpu.apic.has_x2apic = cpu.model.has(Feature::X2APIC);
         cpu.apic.has_tsc_deadline = cpu.model.has(Feature::TSC_DEADLINE);
-        cpu.state.set_gpr(undervisor_core::regs::RDX, cpu.model.signature as u64);
-        cpu.state.msrs.misc_enable = crate::msr::MISC_ENABLE_RESET;
+        cpu.reset_model_state();
         cpu.mode_changed();
         cpu
     }

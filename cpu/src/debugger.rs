@@ -341,7 +341,7 @@ impl Cpu {
                     return RunExit::Limit;
                 }
                 self.poll_deadlines(now);
-                let horizon = limit.min(self.next_deadline()).max(now + 1);
+                let horizon = limit.min(self.horizon()).max(now + 1);
                 self.set_limit(horizon);
                 if self.attention != 0 {
                     match self.attend_now() {

@@ -11,6 +11,7 @@ use crate::exec::{self, Row};
 use crate::hot::{self, translate::Context};
 use crate::model::ModelExt;
 use crate::op::Op;
+use crate::performance::branches;
 
 /// What decoding depends on besides the bytes. Part of the op cache's key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -33,6 +34,8 @@ impl Mode {
     pub const AVX: u16 = 1 << 7;
     /// Not 64-bit, but protected and not virtual-8086.
     pub const PROTECTED: u16 = 1 << 8;
+    /// Branches are counted; see `performance::branches`.
+    pub const COUNTED: u16 = 1 << 9;
     /// In the op cache's keys only: a block of a single instruction, for single steps.
     pub const ONE: u16 = 1 << 15;
 
@@ -69,6 +72,9 @@ impl Mode {
         }
         if !s.cr0.contains(Cr0::TS) && s.cr4.contains(Cr4::OSXSAVE) && s.xcr0 & 6 == 6 && m & (Self::PROTECTED | 2) != 0 {
             m |= Self::AVX;
+        }
+        if cpu.performance.counts_branches {
+            m |= Self::COUNTED;
         }
         Mode(m)
     }
@@ -198,13 +204,16 @@ impl Cpu {
         let breaks: Vec<bool> = if self.debugger.code { insns.iter().map(planted).collect() } else { Vec::new() };
         let breaks_at = |index: usize| breaks.get(index).is_some_and(|b| *b);
         let mut ended = false;
+        let counted = |index: usize| insns.get(index).is_some_and(|insn| branches::is_branch(mode, insn));
         for (index, insn) in insns.iter().enumerate() {
+            let lands = index == 0 || counted(index - 1);
             if breaks_at(index) {
                 let mut op = Op::new(hot::break_here);
                 op.extra = (count - index) as u16;
                 b.push(op, insn, index);
             }
-            let next = insns.get(index + 1).filter(|_| !breaks_at(index + 1));
+            branches::plan(&mut b, insn, index, lands);
+            let next = insns.get(index + 1).filter(|_| !breaks_at(index + 1) && !counted(index + 1));
             let cx = Context { live: live[index], next };
             ended = self.plan(&mut b, insn, index, general, &cx);
         }

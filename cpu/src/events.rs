@@ -104,6 +104,7 @@ pub fn deliver(cpu: &mut Cpu, event: Event, origin: Origin) -> Exec {
         match deliver_once(cpu, &event) {
             Ok(()) => {
                 cpu.virt.delivering = None;
+                cpu.count_delivery();
                 cpu.virt.nmi_unblocked_by_iret = false;
                 cpu.state.activity = Activity::Active;
                 cpu.notes.repeating = false;

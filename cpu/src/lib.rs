@@ -30,6 +30,7 @@ pub mod observe;
 pub mod op;
 pub mod operand;
 pub mod paging;
+pub mod performance;
 pub mod reset;
 pub mod run;
 pub mod segments;

@@ -10,8 +10,10 @@ use crate::cpuid::MISC_ENABLE_LIMIT_CPUID;
 
 /// IA32_MISC_ENABLE after reset: fast strings, no BTS and PEBS, MONITOR.
 pub const MISC_ENABLE_RESET: u64 = 1 | 1 << 11 | 1 << 12 | 1 << 18;
+/// Performance monitoring is available.
+pub const MISC_ENABLE_PERFORMANCE: u64 = 1 << 7;
 /// Bits that can be set and read back. Of their meanings only the CPUID limit is modelled: NX stays whatever bit 34 says.
-const MISC_ENABLE_WRITABLE: u64 = 0x4_00c5_0089 | MISC_ENABLE_LIMIT_CPUID;
+const MISC_ENABLE_WRITABLE: u64 = 0x4_00c5_0009 | MISC_ENABLE_LIMIT_CPUID;
 
 /// Machine-check banks.
 pub const MC_BANKS: usize = 8;
@@ -74,6 +76,9 @@ fn plain_intel(msr: u32) -> Option<Plain> {
         0xe4 => rw(0),
         // BBL_CR_CTL3.
         0x11e => constant(0xbe70_2111),
+        // The last-branch stack: LBR_SELECT, LASTBRANCH_TOS, FROM, TO, INFO. Kernels that know the model clear it unasked, although
+        // IA32_PERF_CAPABILITIES speaks of none.
+        0x1c8 | 0x1c9 | 0x680..=0x69f | 0x6c0..=0x6df | 0xdc0..=0xddf => rw(0),
         // MISC_FEATURE_CONTROL, PERF_CTL, CLOCK_MODULATION, THERM_INTERRUPT.
         0x1a4 | 0x199 | 0x19a | 0x19b => rw(0),
         // THERM_STATUS, TEMPERATURE_TARGET (100 °C), MISC_PWR_MGMT, TURBO_RATIO_LIMIT.
@@ -100,8 +105,6 @@ fn plain_intel(msr: u32) -> Option<Plain> {
 
 fn plain_amd(msr: u32) -> Option<Plain> {
     match msr {
-        // PERF_CTL and PERF_CTR of the four legacy counters.
-        0xc001_0000..=0xc001_0007 => rw(0),
         // IORRs, TOP_MEM, TOP_MEM2, NB_CFG, interrupt pending, MMIO configuration base.
         0xc001_0016..=0xc001_0019 | 0xc001_001a | 0xc001_001d | 0xc001_001f | 0xc001_0055 | 0xc001_0058 => rw(0),
         // Processor name, as the brand leaves; writing it is allowed.
@@ -208,6 +211,9 @@ impl Cpu {
             AMD_VM_CR if amd => m.vm_cr,
             AMD_VM_HSAVE_PA if amd => m.vm_hsave_pa,
             _ => {
+                if let Some(value) = self.performance_read(msr) {
+                    return Ok(Some(value));
+                }
                 let Some(p) = plain(self.model.vendor, msr) else {
                     return Ok(None);
                 };
@@ -285,7 +291,13 @@ impl Cpu {
                 }
                 ok
             }
-            IA32_PRED_CMD => (model.has(Feature::SPEC_CTRL) || model.has(Feature::AMD_IBPB)) && value & !1 == 0,
+            IA32_PRED_CMD => {
+                let ok = (model.has(Feature::SPEC_CTRL) || model.has(Feature::AMD_IBPB)) && value & !1 == 0;
+                if ok && value & 1 != 0 {
+                    self.forget_branches();
+                }
+                ok
+            }
             IA32_FLUSH_CMD => model.has(Feature::L1D_FLUSH) && value & !1 == 0,
             // Microcode updates are accepted and change nothing.
             IA32_BIOS_UPDT_TRIG | IA32_BIOS_SIGN_ID => true,
@@ -317,8 +329,7 @@ impl Cpu {
                 true
             }
             IA32_DEBUGCTL => {
-                let allowed = if amd { 0x3f } else { 0xdfc3 };
-                let ok = value & !allowed == 0;
+                let ok = value & !model.debugctl_bits() == 0;
                 if ok {
                     m.debugctl = value;
                     if value & 1 != 0 {
@@ -443,6 +454,9 @@ impl Cpu {
                 true
             }
             _ => {
+                if let Some(ok) = self.performance_write(msr, value) {
+                    return Ok(ok.then_some(()));
+                }
                 let Some(p) = plain(model.vendor, msr) else {
                     return Ok(None);
                 };
@@ -472,6 +486,7 @@ impl Cpu {
             return false;
         }
         self.state.efer = new;
+        self.performance_changed();
         self.mode_changed();
         true
     }

@@ -716,6 +716,9 @@ impl Cpu {
 
     /// The cheaper half of [`Cpu::mode_changed`]: CPL, EFLAGS.AC or segments changed, but not the paging mode.
     pub fn privilege_changed(&mut self) {
+        if self.performance.filters {
+            self.performance_changed();
+        }
         self.mode = Mode::of(self);
         let bank = if self.state.cpl == 3 {
             Bank::User

@@ -10,8 +10,7 @@ impl Cpu {
     /// Power-on or RESET: everything but the clock starts over. Application processors wait for their start-up IPI.
     pub fn reset(&mut self) {
         self.state = CpuState::new();
-        self.state.set_gpr(regs::RDX, self.model.signature as u64);
-        self.state.msrs.misc_enable = crate::msr::MISC_ENABLE_RESET;
+        self.reset_model_state();
         self.apic_reset(false);
         self.signals = Default::default();
         self.monitor = Default::default();
@@ -23,7 +22,20 @@ impl Cpu {
         self.attention = 0;
         self.start_or_wait();
         self.flush_all(true);
+        self.performance_reset();
         self.mode_changed();
+    }
+
+    /// What a model says of the state after RESET.
+    pub(crate) fn reset_model_state(&mut self) {
+        self.state.set_gpr(regs::RDX, self.model.signature as u64);
+        let unit = self.model.performance();
+        let m = &mut self.state.msrs;
+        m.misc_enable = crate::msr::MISC_ENABLE_RESET;
+        if unit.general != 0 {
+            m.misc_enable |= crate::msr::MISC_ENABLE_PERFORMANCE;
+        }
+        m.performance.global_control = unit.global_control_at_reset();
     }
 
     /// INIT: as RESET, but MSRs (EFER excepted), FPU and vector state, the TSC, and CR0's CD and NW stay.

@@ -74,7 +74,7 @@ impl Cpu {
                 return self.at_limit();
             }
             self.poll_deadlines(now);
-            let horizon = limit.min(self.next_deadline()).max(now + 1);
+            let horizon = limit.min(self.horizon()).max(now + 1);
             self.set_limit(horizon);
             let mut most = (horizon - now).min(MAX_BLOCK as u64) as usize;
             if self.attention != 0 {

@@ -131,7 +131,8 @@ fn capabilities(model: &Model, out: &mut String) {
         physical_address_bits: model.physical_bits,
         linear_address_bits: model.linear_bits(),
         efer_allowed: model.efer_bits(),
-        ..Limits::default()
+        debugctl_allowed: model.debugctl_bits(),
+        perf_global_ctrl_allowed: model.performance().global_bits(),
     };
     let capabilities = Capabilities::new(model.vmx, limits);
     out.push_str("\nVMX capability MSRs:\n");

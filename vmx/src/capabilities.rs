@@ -93,6 +93,7 @@ const OPTIONAL: &[(VmxFeatures, Register, u32)] = &[
     (VmxFeatures::LOAD_EFER, Register::Exit, exit::SAVE_EFER | exit::LOAD_EFER),
     (VmxFeatures::PREEMPTION_TIMER, Register::Exit, exit::SAVE_PREEMPTION_TIMER),
     (VmxFeatures::LOAD_BNDCFGS, Register::Exit, exit::CLEAR_BNDCFGS),
+    (VmxFeatures::SAVE_PERF_GLOBAL_CTRL, Register::Exit, exit::SAVE_PERF_GLOBAL_CTRL),
     (VmxFeatures::LOAD_PERF_GLOBAL_CTRL, Register::Entry, entry::LOAD_PERF_GLOBAL_CTRL),
     (VmxFeatures::LOAD_PAT, Register::Entry, entry::LOAD_PAT),
     (VmxFeatures::LOAD_EFER, Register::Entry, entry::LOAD_EFER),

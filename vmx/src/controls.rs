@@ -83,6 +83,7 @@ pub mod exit {
     pub const LOAD_EFER: u32 = 1 << 21;
     pub const SAVE_PREEMPTION_TIMER: u32 = 1 << 22;
     pub const CLEAR_BNDCFGS: u32 = 1 << 23;
+    pub const SAVE_PERF_GLOBAL_CTRL: u32 = 1 << 30;
     pub const DEFAULT1: u32 = 0x0003_6dff;
     pub const TRUE_DEFAULT1: u32 = 0x0003_6dfb;
 }

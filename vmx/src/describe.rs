@@ -109,6 +109,7 @@ const EXIT: Layout = &[
     bit(25, "clear IA32_RTIT_CTL"),
     bit(28, "load CET state"),
     bit(29, "load PKRS"),
+    bit(30, "save IA32_PERF_GLOBAL_CTRL"),
 ];
 
 const ENTRY: Layout = &[

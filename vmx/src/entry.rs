@@ -100,7 +100,7 @@ pub fn load_guest(v: &Vmcs, s: &mut CpuState, memory: &dyn Memory) {
         }
     }
     if v.entry_control(entry::LOAD_PERF_GLOBAL_CTRL) {
-        s.msrs.perf_global_ctrl = v.get(Field::GUEST_PERF_GLOBAL_CTRL);
+        s.msrs.performance.global_control = v.get(Field::GUEST_PERF_GLOBAL_CTRL);
     }
     if v.entry_control(entry::LOAD_PAT) {
         s.msrs.pat = v.get(Field::GUEST_PAT);

@@ -71,6 +71,9 @@ pub fn save_guest(v: &mut Vmcs, s: &CpuState, l: &Leaving) {
     if v.exit_control(exit::SAVE_PAT) {
         v.put(Field::GUEST_PAT, s.msrs.pat);
     }
+    if v.exit_control(exit::SAVE_PERF_GLOBAL_CTRL) {
+        v.put(Field::GUEST_PERF_GLOBAL_CTRL, s.msrs.performance.global_control);
+    }
     if v.exit_control(exit::SAVE_EFER) {
         v.put(Field::GUEST_EFER, s.efer.bits());
     }
@@ -161,7 +164,7 @@ pub fn load_host(v: &Vmcs, s: &mut CpuState, memory: &dyn Memory, physical_addre
         s.efer = Efer::from_bits_retain(v.get(Field::HOST_EFER));
     }
     if v.exit_control(exit::LOAD_PERF_GLOBAL_CTRL) {
-        s.msrs.perf_global_ctrl = v.get(Field::HOST_PERF_GLOBAL_CTRL);
+        s.msrs.performance.global_control = v.get(Field::HOST_PERF_GLOBAL_CTRL);
     }
     if v.exit_control(exit::LOAD_PAT) {
         s.msrs.pat = v.get(Field::HOST_PAT);

@@ -69,6 +69,7 @@ features! {
     SSSE3: 1 0 Ecx 9 "ssse3";
     FMA: 1 0 Ecx 12 "fma";
     CX16: 1 0 Ecx 13 "cx16";
+    PDCM: 1 0 Ecx 15 "pdcm";
     PCID: 1 0 Ecx 17 "pcid";
     SSE4_1: 1 0 Ecx 19 "sse4_1";
     SSE4_2: 1 0 Ecx 20 "sse4_2";
@@ -111,6 +112,8 @@ features! {
     L1D_FLUSH: 7 0 Edx 28 "flush_l1d";
     ARCH_CAPABILITIES: 7 0 Edx 29 "arch_capabilities";
     SSBD: 7 0 Edx 31 "ssbd";
+    // The bit that makes EAX[7:0] say version 4.
+    ARCH_PERFMON: 0xa 0 Eax 2 "arch_perfmon";
     XSAVEOPT: 0xd 1 Eax 0 "xsaveopt";
     XSAVEC: 0xd 1 Eax 1 "xsavec";
     XGETBV1: 0xd 1 Eax 2 "xgetbv1";
@@ -126,6 +129,7 @@ features! {
     MISALIGNSSE: 0x8000_0001 0 Ecx 7 "misalignsse";
     PREFETCHW: 0x8000_0001 0 Ecx 8 "3dnowprefetch";
     TOPOEXT: 0x8000_0001 0 Ecx 22 "topoext";
+    PERFCTR_CORE: 0x8000_0001 0 Ecx 23 "perfctr_core";
     SYSCALL: 0x8000_0001 0 Edx 11 "syscall";
     NX: 0x8000_0001 0 Edx 20 "nx";
     MMXEXT: 0x8000_0001 0 Edx 22 "mmxext";
@@ -148,6 +152,7 @@ features! {
     SRSO_NO: 0x8000_0021 0 Eax 29 "srso_no";
     TSA_SQ_NO: 0x8000_0021 0 Ecx 1 "tsa_sq_no";
     TSA_L1_NO: 0x8000_0021 0 Ecx 2 "tsa_l1_no";
+    PERFMON_V2: 0x8000_0022 0 Eax 0 "perfmon_v2";
 }
 
 impl Feature {
@@ -182,6 +187,8 @@ impl Feature {
             PCID | LA57 | PDPE1GB | FSGSBASE | LAHF | VMX | SVM => &[LM],
             LM => &[PAE, MSR, NX],
             INVPCID => &[PCID],
+            PDCM => &[ARCH_PERFMON],
+            PERFMON_V2 => &[PERFCTR_CORE],
             X2APIC | TSC_DEADLINE => &[APIC],
             CMOV => &[FPU],
             _ => &[],

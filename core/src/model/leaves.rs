@@ -3,6 +3,7 @@
 
 use super::{Feature, Model, Register};
 use crate::bits::Cr4;
+use crate::performance;
 use crate::state::Vendor;
 use crate::xsave;
 
@@ -105,6 +106,7 @@ impl Model {
             5 if self.has(Feature::MONITOR) => [64, 64, 3, 0x20],
             6 => [self.register(6, 0, Register::Eax), 0, 0, 0],
             7 if subleaf == 0 => self.leaf7(now),
+            0xa if self.has(Feature::ARCH_PERFMON) => self.leaf_a(),
             0xb => self.topology_leaf(subleaf, t, intel),
             0x1f if intel => self.topology_leaf(subleaf, t, true),
             0xd => self.leaf_d(subleaf, now),
@@ -157,6 +159,15 @@ impl Model {
             ecx |= 1 << 4;
         }
         [0, self.register(7, 0, Register::Ebx), ecx, self.register(7, 0, Register::Edx)]
+    }
+
+    /// Architectural performance monitoring (SDM vol. 3, Architectural Performance Monitoring). Of the seven events those of the
+    /// last-level cache are not there, for there is no cache.
+    fn leaf_a(&self) -> Leaf {
+        let unit = self.performance();
+        let width = performance::WIDTH;
+        let version = self.register(0xa, 0, Register::Eax);
+        [version | (unit.general as u32) << 8 | width << 16 | 7 << 24, 1 << 3 | 1 << 4, 0, unit.fixed as u32 | width << 5]
     }
 
     /// Leaves 0BH and 1FH: one thread a core, all cores in one package.
@@ -234,6 +245,10 @@ impl Model {
             }
             0x8000_001e if amd && self.has(Feature::TOPOEXT) => [t.apic_id, t.apic_id & 0xff, 0, 0],
             0x8000_0021 if amd => [self.register(leaf, 0, Register::Eax), 0, self.register(leaf, 0, Register::Ecx), 0],
+            0x8000_0022 if amd => {
+                let eax = self.register(leaf, 0, Register::Eax);
+                [eax, if eax & 1 != 0 { self.performance().general as u32 } else { 0 }, 0, 0]
+            }
             _ => [0; 4],
         }
     }

@@ -133,8 +133,20 @@ const COMMON: FeatureSet = FeatureSet::of(&[
     X2APIC,
 ]);
 
-const INTEL: FeatureSet =
-    FeatureSet::of(&[SS, VMX, TSC_DEADLINE, TSC_ADJUST, MD_CLEAR, SPEC_CTRL, STIBP, L1D_FLUSH, ARCH_CAPABILITIES, SSBD]);
+const INTEL: FeatureSet = FeatureSet::of(&[
+    SS,
+    VMX,
+    PDCM,
+    ARCH_PERFMON,
+    TSC_DEADLINE,
+    TSC_ADJUST,
+    MD_CLEAR,
+    SPEC_CTRL,
+    STIBP,
+    L1D_FLUSH,
+    ARCH_CAPABILITIES,
+    SSBD,
+]);
 
 const AMD: FeatureSet = FeatureSet::of(&[
     SVM,
@@ -142,6 +154,7 @@ const AMD: FeatureSet = FeatureSet::of(&[
     SSE4A,
     MISALIGNSSE,
     TOPOEXT,
+    PERFCTR_CORE,
     MMXEXT,
     FXSR_OPT,
     CLZERO,
@@ -230,9 +243,10 @@ impl Model {
             name: "max-amd",
             signature: 0x00a1_0f11,
             brand: "AMD EPYC Processor (maximal)",
-            features: COMMON.union(AMD).union(FeatureSet::of(&[LA57, GFNI])),
+            features: COMMON.union(AMD).union(FeatureSet::of(&[LA57, GFNI, PERFMON_V2])),
             svm: SvmFeatures::everything(),
             physical_bits: 52,
+            max_extended_leaf: 0x8000_0022,
             l2_kib: 1024,
             ..Model::epyc_milan()
         }
@@ -262,6 +276,9 @@ impl Model {
                 _ => return Err(ModelError::NoSign(part.to_owned())),
             };
             model.switch(feature, on)?;
+        }
+        if !model.has(ARCH_PERFMON) {
+            model.vmx -= VmxFeatures::LOAD_PERF_GLOBAL_CTRL;
         }
         model.vmx = if model.has(VMX) { model.vmx.consistent() } else { VmxFeatures::empty() };
         model.svm = if model.has(SVM) { model.svm.consistent() } else { SvmFeatures::empty() };

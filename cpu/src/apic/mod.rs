@@ -300,10 +300,13 @@ impl LocalApic {
         }
     }
 
-    /// A performance counter overflowed: its entry fires and becomes masked.
-    pub fn performance_interrupt(&mut self) {
+    /// A performance counter overflowed: its entry fires. `masks`: and becomes masked, as on Intel's processors (SDM vol. 3, Local
+    /// Vector Table); AMD's leave it open.
+    pub fn performance_interrupt(&mut self, masks: bool) {
         self.fire(LVT_PERFORMANCE);
-        self.lvt[LVT_PERFORMANCE] |= LVT_MASK;
+        if masks {
+            self.lvt[LVT_PERFORMANCE] |= LVT_MASK;
+        }
     }
 
     /// The level of a pin (0: LINT0, the 8259 pair's INTR; 1: LINT1, NMI) as the board drives it. ExtINT on LINT0 is a level

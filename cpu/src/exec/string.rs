@@ -115,9 +115,11 @@ pub fn repeat(cpu: &mut Cpu, insn: &Instruction, mut step: impl FnMut(&mut Cpu, 
         left -= done.count;
         shape.set(cpu, regs::RCX, left);
         cpu.budget -= done.count as i64;
+        cpu.counters.repeated += done.count;
         if left == 0 || done.stop {
             // The run loop counts the instruction itself.
             cpu.budget += 1;
+            cpu.counters.repeated -= 1;
             return Ok(());
         }
         if cpu.attention != 0 || cpu.now() >= cpu.limit {

@@ -448,17 +448,15 @@ fn rdtscp(cpu: &mut Cpu, _: &Instruction) -> Exec {
     Ok(())
 }
 
-/// No performance counters but AMD's four, which every AMD processor has and which here stand still.
 fn rdpmc(cpu: &mut Cpu, _: &Instruction) -> Exec {
     if cpu.state.protected() && cpu.state.cpl > 0 && !cpu.state.cr4.contains(Cr4::PCE) {
         return Err(cpu.gp(0));
     }
     cpu.intercept(Intercept::Rdpmc)?;
-    let counter = cpu.gpr(Register::ECX) as usize;
-    if !cpu.is_amd() || counter >= 4 {
+    let ecx = cpu.gpr(Register::ECX) as u32;
+    let Some(value) = cpu.performance_counter(ecx) else {
         return Err(cpu.gp(0));
-    }
-    let value = cpu.state.msrs.amd_counters[counter];
+    };
     set_edx_eax(cpu, value);
     Ok(())
 }

@@ -53,6 +53,7 @@ fn hot_slow<H: Hot>(cpu: &mut Cpu, op: OpRef) -> Flow {
 #[inline(never)]
 pub fn abandon(cpu: &mut Cpu, op: OpRef, stop: Stop) -> Flow {
     cpu.outcome = Err(stop);
+    cpu.performance.pending = None;
     retire_before(cpu, op);
     if stop != Stop::Exit {
         cpu.state.regs[RIP as usize] = along(cpu.mode, cpu.state.rip().wrapping_add(op.offset as u64));
@@ -249,6 +250,7 @@ pub fn slow_end(cpu: &mut Cpu, op: OpRef) -> Flow {
         Ok(()) => cpu.budget -= 1,
         Err(stop) => {
             cpu.outcome = Err(stop);
+            cpu.performance.pending = None;
             if stop != Stop::Exit {
                 cpu.state.regs[RIP as usize] = rip;
             }

@@ -29,6 +29,8 @@ impl Cpu {
         }
         seam.vmcb.load(memory, address, features.contains(SvmFeatures::VMCB_CLEAN));
         seam.host.save(&self.state);
+        self.count();
+        let seam = &mut self.virt.svm;
         if let Err(failed) = check(&mut seam.vmcb, &limits, self.state.cr0) {
             seam.refused = Some(failed.name);
             if self.observing != 0 {

@@ -29,6 +29,7 @@ impl Cpu {
 
     /// The exit proper: record, save, switch.
     pub(super) fn svm_exit(&mut self, exit: &ExitInformation, rip: u64) -> Stop {
+        self.count();
         let shared = self.shared.clone();
         let delivering: Option<Event> = self.virt.delivering.take();
         let cpl = self.interrupted_cpl();

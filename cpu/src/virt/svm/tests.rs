@@ -667,3 +667,36 @@ proptest! {
         }
     }
 }
+
+/// Counters of the guest only, of the host only, and of both (APM vol. 2, Performance Event-Select Registers).
+#[test]
+fn counters_of_one_world() {
+    use undervisor_core::msr::{AMD_PERF_CTR0, AMD_PERF_EVT_SEL0};
+    use undervisor_core::performance::select;
+    let counts = |svme: bool| {
+        let mut r = Rig::new(|a| {
+            (0..50).try_for_each(|_| a.nop())?;
+            a.vmmcall()
+        });
+        let all = 0xc0 | select::OS | select::USR | select::ENABLE;
+        for (i, worlds) in
+            [0, select::GUEST_ONLY, select::HOST_ONLY, select::GUEST_ONLY | select::HOST_ONLY].into_iter().enumerate()
+        {
+            r.cpu.write_msr(AMD_PERF_EVT_SEL0 + i as u32, all | worlds).unwrap();
+        }
+        if svme {
+            assert_eq!(r.run(), reason::VMMCALL);
+        } else {
+            r.cpu.state.efer -= Efer::SVME;
+            r.cpu.performance_changed();
+            r.cpu.state.set_rip(HOST + 3);
+            let limit = r.cpu.now() + 100;
+            r.cpu.run(&mut NullBus, limit);
+        }
+        [0, 1, 2, 3].map(|i| r.cpu.read_msr(AMD_PERF_CTR0 + i).unwrap())
+    };
+    // VMRUN counts as the guest's (or in both), HLT as the host's. VMMCALL exits and does not retire.
+    assert_eq!(counts(true), [52, 51, 1, 52]);
+    // Without SVM the bits mean nothing.
+    assert_eq!(counts(false), [1; 4]);
+}

@@ -61,7 +61,12 @@ impl Cpu {
             }
         }
         let (now, tsc) = (self.now(), self.tsc());
+        self.count();
+        let counting = self.state.msrs.performance.global_control;
         load_guest(&self.virt.vmx.vmcs, &mut self.state, memory);
+        if self.state.msrs.performance.global_control != counting {
+            self.performance_changed();
+        }
         self.current = std::ptr::null();
         let count = self.virt.vmx.vmcs.get32(Field::ENTRY_MSR_LOAD_COUNT);
         if count != 0 {

@@ -70,6 +70,7 @@ impl Cpu {
 
     /// A VM exit: record, save, switch.
     pub(super) fn vmx_exit(&mut self, mut information: ExitInformation, rip: u64, rf: SavedRf) -> Stop {
+        self.count();
         let shared = self.shared.clone();
         let memory: &dyn Memory = &*shared;
         let mut flags = self.state.rflags();
@@ -171,9 +172,13 @@ impl Cpu {
         let shared = self.shared.clone();
         let memory: &dyn Memory = &*shared;
         let bits = self.physical_bits();
+        let counting = self.state.msrs.performance.global_control;
         if let Err(why) = load_host(&self.virt.vmx.vmcs, &mut self.state, memory, bits) {
             self.vmx_abort(why);
             return;
+        }
+        if self.state.msrs.performance.global_control != counting {
+            self.performance_changed();
         }
         if no_vpid {
             self.spaces.forget(|k| k.tag == 0);

@@ -114,8 +114,8 @@ impl Cpu {
             physical_address_bits: self.physical_bits(),
             linear_address_bits: if model.has(Feature::LA57) { 57 } else { 48 },
             efer_allowed: model.efer_bits() | 1 << 10,
-            debugctl_allowed: 0xdfc3,
-            perf_global_ctrl_allowed: 0,
+            debugctl_allowed: model.debugctl_bits(),
+            perf_global_ctrl_allowed: model.performance().global_bits(),
         };
         let c = Rc::new(Capabilities::new(model.vmx, limits));
         self.virt.vmx.capabilities = Some(c.clone());

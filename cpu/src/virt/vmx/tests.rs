@@ -253,3 +253,51 @@ fn msr_and_cr_intercepts_need_their_bits() {
     cpu.state.cr0 = Cr0::from_bits_retain(0x8000_0031);
     assert_eq!(cpu.virt_write_cr(0, 0x8000_0039), 0x8000_0031);
 }
+
+/// "Load" and "save IA32_PERF_GLOBAL_CTRL": the counter counts in the guest only.
+#[test]
+fn counters_of_the_guest() {
+    use undervisor_core::msr;
+    use undervisor_core::performance::select;
+    use undervisor_vmx::controls::{entry, exit};
+    let run = |model: Model, save: bool| {
+        let mut cpu = launch(
+            |cpu| {
+                cpu.model = Rc::new(model);
+                cpu.virt.vmx.capabilities = None;
+                cpu.write_msr(msr::IA32_PERFEVTSEL0, 0xc0 | select::OS | select::ENABLE).unwrap();
+                cpu.write_msr(msr::IA32_PERF_GLOBAL_CTRL, 0).unwrap();
+                let v = &mut cpu.virt.vmx.vmcs;
+                v.set(Field::PRIMARY_CONTROLS, (primary::TRUE_DEFAULT1 | primary::MSR_BITMAPS) as u64);
+                v.set(Field::MSR_BITMAPS, BITMAP);
+                v.set(Field::ENTRY_CONTROLS, v.get(Field::ENTRY_CONTROLS) | entry::LOAD_PERF_GLOBAL_CTRL as u64);
+                let more = exit::LOAD_PERF_GLOBAL_CTRL | if save { exit::SAVE_PERF_GLOBAL_CTRL } else { 0 };
+                v.set(Field::EXIT_CONTROLS, v.get(Field::EXIT_CONTROLS) | more as u64);
+                v.set(Field::GUEST_PERF_GLOBAL_CTRL, 1);
+                v.set(Field::HOST_PERF_GLOBAL_CTRL, 2);
+            },
+            |a| {
+                (0..5).try_for_each(|_| a.nop())?;
+                a.mov(ecx, msr::IA32_PERF_GLOBAL_CTRL)?;
+                a.mov(eax, 9)?;
+                a.xor(edx, edx)?;
+                a.wrmsr()?;
+                a.cpuid()
+            },
+        );
+        let counted = cpu.read_msr(msr::IA32_A_PMC0).unwrap();
+        (cpu, counted)
+    };
+    let (mut cpu, counted) = run(Model::max_intel(), true);
+    exited(&cpu, basic::CPUID);
+    // VMLAUNCH and nine instructions of the guest.
+    assert_eq!(counted, 10);
+    assert_eq!(cpu.read_msr(msr::IA32_PERF_GLOBAL_CTRL), Ok(2));
+    assert_eq!(field(&cpu, Field::GUEST_PERF_GLOBAL_CTRL), 9);
+    let (cpu, counted) = run(Model::default(), false);
+    exited(&cpu, basic::CPUID);
+    assert_eq!((counted, field(&cpu, Field::GUEST_PERF_GLOBAL_CTRL)), (10, 1));
+    // A Skylake cannot save it.
+    let (cpu, _) = run(Model::default(), true);
+    assert_eq!(cpu.virt.vmx.refusal.unwrap().check.name, "exit-reserved");
+}
