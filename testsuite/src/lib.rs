@@ -6,5 +6,6 @@ pub mod cpio;
 pub mod fuzz;
 pub mod images;
 pub mod oracle;
+pub mod programs;
 pub mod random;
 pub mod serial;

@@ -5,13 +5,12 @@
 #![cfg(all(not(debug_assertions), target_os = "linux", target_arch = "x86_64"))]
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
 
 use undervisor_machine::{Image, Kernel, MachineConfig, StopReason};
 use undervisor_testsuite::cpio::Archive;
-use undervisor_testsuite::images;
 use undervisor_testsuite::serial::Terminal;
+use undervisor_testsuite::{images, programs};
 
 const APPLETS: [&str; 11] = ["sh", "mount", "insmod", "dmesg", "grep", "nproc", "dd", "sha256sum", "poweroff", "reboot", "cat"];
 
@@ -27,24 +26,10 @@ dd if=/dev/zero bs=1M count=4 2>/dev/null | sha256sum
 reboot -f
 ";
 
-/// The monitor, linked statically, for it runs where no shared libraries are. Built once, whichever test comes first.
+/// The monitor. Built once, whichever test comes first.
 fn monitor() -> &'static [u8] {
     static MONITOR: OnceLock<Vec<u8>> = OnceLock::new();
-    MONITOR.get_or_init(build_monitor)
-}
-
-fn build_monitor() -> Vec<u8> {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("vmm");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
-        .args(["rustc", "--quiet", "--release", "-p", "undervisor-vmm", "--target-dir"])
-        .arg(&target)
-        .args(["--", "-C", "target-feature=+crt-static"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status()
-        .unwrap();
-    assert!(status.success());
-    std::fs::read(target.join("release/vmm")).unwrap()
+    MONITOR.get_or_init(|| programs::build("undervisor-vmm", "vmm", Path::new(env!("CARGO_TARGET_TMPDIR"))).unwrap())
 }
 
 /// What a run boots: `vendor`'s KVM with `parameters` on `model`, `vcpus` processors for the innermost guest.

@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use crate::cpio::Archive;
+use crate::programs;
 
 /// Names as the markers carry them. `boot` ends at the start of the script.
-pub const WORKLOADS: [&str; 8] = ["boot", "sha256", "gzip", "awk", "dd", "syscalls", "page-faults", "fork-exec"];
+pub const WORKLOADS: [&str; 10] =
+    ["boot", "sha256", "gzip", "awk", "dd", "syscalls", "page-faults", "fork-exec", "strings", "matmul"];
 
 /// A kernel and an initramfs.
 pub struct Files {
@@ -25,6 +27,9 @@ fn script(name: &str) -> &'static str {
         // tmpfs pages are touched for the first time.
         "page-faults" => "dd if=/dev/zero of=/big bs=1M count=128 2>/dev/null; rm /big",
         "fork-exec" => "i=0; while [ $i -lt 200 ]; do /bin/true; i=$((i+1)); done",
+        // Compiled programs: memcpy and strlen; five products of two 200 by 200 matrices of doubles.
+        "strings" => "/workloads strings >/dev/null",
+        "matmul" => "/workloads matmul >/dev/null",
         _ => "",
     }
 }
@@ -42,6 +47,10 @@ pub fn files(kernel: &Path, busybox: &Path, wanted: impl Fn(&str) -> bool) -> Re
     let applets = ["sh", "dd", "sha256sum", "gzip", "awk", "rm", "true", "poweroff", "echo"];
     let mut archive = Archive::busybox(&busybox, &applets);
     archive.entry("text", 0o100_644, &text(16 << 20), (0, 0));
+    if wanted("strings") || wanted("matmul") {
+        let program = programs::build("undervisor-workloads", "workloads", &std::env::temp_dir().join("undervisor-programs"))?;
+        archive.entry("workloads", 0o100_755, &program, (0, 0));
+    }
     archive.entry("init", 0o100_755, init.as_bytes(), (0, 0));
     Ok(Files { kernel: kernel.to_path_buf(), initrd: archive.finish() })
 }
