@@ -23,6 +23,8 @@ impl FlagKind {
     pub const ADC: u8 = 24;
     /// `res = a - b - carry`.
     pub const SBB: u8 = 28;
+    /// A shift: CF is `carry`, OF is `overflow`, AF is clear.
+    pub const SHIFT: u8 = 32;
 }
 
 /// Lazily kept status flags. Invariants: `res` is the result, zero-extended from the operand size, for every kind but
@@ -34,10 +36,12 @@ pub struct LazyFlags {
     pub a: u64,
     /// Operation | log2(size); see [`FlagKind`].
     pub kind: u8,
-    /// Carry in (ADC, SBB) or kept (INC, DEC); 0 or 1.
+    /// Carry in (ADC, SBB), kept (INC, DEC) or out (SHIFT); 0 or 1.
     pub carry: u8,
     /// CF after ADC or SBB, for whoever wants that alone.
     pub carry_out: u8,
+    /// OF after a SHIFT.
+    pub overflow: u8,
 }
 
 impl LazyFlags {
@@ -58,6 +62,9 @@ impl LazyFlags {
         }
         if (r as i64) < 0 {
             f |= Rflags::SF.bits();
+        }
+        if op == FlagKind::SHIFT {
+            return Some(f | c | (self.overflow as u64) << 11);
         }
         // Carry-out vectors: bit i is the carry (borrow) out of bit i.
         let (carries, keep_cf) = match op {
@@ -88,5 +95,6 @@ fn sub_borrows(a: u64, b: u64, r: u64) -> u64 {
 /// PF for a result byte, in RFLAGS position.
 #[inline(always)]
 pub fn parity(byte: u8) -> u64 {
-    ((!byte.count_ones() & 1) << 2) as u64
+    // Bit n of the constant: whether n has an even number of ones.
+    (0x9669u32 >> ((byte ^ byte >> 4) & 15) & 1) as u64 * Rflags::PF.bits()
 }

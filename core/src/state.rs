@@ -290,6 +290,7 @@ impl CpuState {
                 lazy.kind = FlagKind::INC | lazy.kind & 3;
                 lazy.carry = carry as u8;
             }
+            FlagKind::SHIFT => lazy.carry = carry as u8,
             _ => self.set_status(1, carry),
         }
     }

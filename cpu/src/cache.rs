@@ -322,18 +322,19 @@ impl Default for JumpCache {
 }
 
 impl JumpCache {
-    const PER_PAGE: usize = 64;
-    const PAGES: usize = 256;
+    /// Blocks are some 20 bytes long: with fewer places, those of one loop get in each other's way.
+    const PER_PAGE: usize = 256;
+    const PAGES: usize = 64;
     const ENTRIES: usize = Self::PAGES * Self::PER_PAGE;
 
     fn page_start(rip: u64) -> usize {
         let page = rip >> 12;
-        ((page ^ page >> 8) as usize % Self::PAGES) * Self::PER_PAGE
+        ((page ^ page >> 6) as usize % Self::PAGES) * Self::PER_PAGE
     }
 
     #[inline(always)]
     fn slot(rip: u64) -> usize {
-        Self::page_start(rip) + ((rip ^ rip >> 6) as usize & 63)
+        Self::page_start(rip) + ((rip ^ rip >> 8) as usize % Self::PER_PAGE)
     }
 
     #[inline(always)]

@@ -8,6 +8,7 @@ use undervisor_core::{Cr0, Cr4, Rflags, SegReg, Vendor, regs};
 use crate::cache::{Block, MAX_BLOCK, Slow};
 use crate::cpu::{Cpu, Exec};
 use crate::exec::{self, Row};
+use crate::hot::fuse::Lead;
 use crate::hot::{self, translate::Context};
 use crate::model::ModelExt;
 use crate::op::Op;
@@ -120,6 +121,8 @@ pub struct Builder {
     pub mode: Mode,
     pub ops: Vec<Op>,
     pub slow: Vec<Slow>,
+    /// What the next op may join.
+    pub lead: Option<Lead>,
     /// (op, slow) pairs to be connected when the slow rows have their final address.
     fixups: Vec<(usize, usize)>,
 }
@@ -163,7 +166,7 @@ impl Cpu {
         let limited = cs_room < room as u64 + 15;
         room = room.min(usize::try_from(cs_room).unwrap_or(usize::MAX));
         let mut second_page = None;
-        let mut b = Builder { mode, ops: Vec::with_capacity(24), slow: Vec::new(), fixups: Vec::new() };
+        let mut b = Builder { mode, ops: Vec::with_capacity(24), slow: Vec::new(), lead: None, fixups: Vec::new() };
         let mut at = 0;
         let mut insns: Vec<Instruction> = Vec::with_capacity(24);
         while insns.len() < most.min(MAX_BLOCK) {
@@ -213,7 +216,8 @@ impl Cpu {
                 b.push(op, insn, index);
             }
             branches::plan(&mut b, insn, index, lands);
-            let next = insns.get(index + 1).filter(|_| !breaks_at(index + 1) && !counted(index + 1));
+            let joins = |at: usize, next: &Instruction| !breaks_at(at) && !counted(at) && self.model().allows(next);
+            let next = insns.get(index + 1).filter(|next| joins(index + 1, next));
             let cx = Context { live: live[index], next };
             ended = self.plan(&mut b, insn, index, general, &cx);
         }
@@ -272,6 +276,12 @@ impl Cpu {
                 op.handler.set(handler);
                 (op.a, op.b) = (x, y);
             }
+        }
+        if !general
+            && let Some(handler) = hot::string::repeated(insn, b.mode)
+            && let Some(op) = b.ops.last_mut()
+        {
+            op.handler.set(handler);
         }
         ends
     }

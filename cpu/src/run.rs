@@ -236,6 +236,29 @@ impl Cpu {
         self.chain_kept(kept, most)
     }
 
+    /// In a chain: the block at RIP, if it is in the op cache and the page is known to be executable. In 64-bit mode only, where no limit
+    /// needs checking. (Never inlined: the chain's calls must stay jumps.)
+    #[inline(never)]
+    pub(crate) fn find_next(&mut self) -> Option<OpRef> {
+        let rip = self.state.rip();
+        if !self.mode.is64() || !self.canonical(rip) {
+            return None;
+        }
+        let physical = self.known_fetch(rip)?;
+        let index = self.shared.memory.page_index(physical)?;
+        let shared = self.shared.clone();
+        let block = shared.code().find(index, (physical & 0xfff) as u16, self.mode)?;
+        let entry = block.entry();
+        match block.second_page {
+            // Where the second page lies must be asked each time.
+            Some(second) if self.known_fetch((rip | 0xfff).wrapping_add(1))? == second => {}
+            Some(_) => return None,
+            None => self.jumps.insert(rip, self.fetch_tag, entry),
+        }
+        self.counters.jump_cache_misses += 1;
+        Some(entry)
+    }
+
     /// The block that the cache holds for this place and mode, if it may be entered now.
     fn find_kept(&mut self, physical: u64, index: usize, key: Mode) -> Exec<Option<Kept>> {
         let shared = self.shared.clone();

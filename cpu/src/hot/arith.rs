@@ -6,7 +6,7 @@ use undervisor_core::regs::{RAX, RDX};
 use undervisor_core::{FlagKind, Rflags};
 
 use super::Hot;
-use super::operand::{Int, Place, Source, keep_flags};
+use super::operand::{Int, Place, Source, address, keep_flags};
 use crate::access::Way;
 use crate::cpu::Cpu;
 use crate::op::OpRef;
@@ -157,24 +157,47 @@ pub mod bit {
     pub const COMPLEMENT: u8 = 3;
 }
 
-/// BT, BTS, BTR, BTC on register `a`, bit number in `S` (register `b` or an immediate).
-pub struct Bit<T, S, const K: u8>(PhantomData<(T, S)>);
+/// BT, BTS, BTR, BTC on `P`, bit number in `S` (a register or an immediate).
+pub struct Bit<T, P, S, const K: u8>(PhantomData<(T, P, S)>);
 
-impl<T: Int, S: Source, const K: u8> Hot for Bit<T, S, K> {
+impl<T: Int, P: Place, S: Source, const K: u8> Hot for Bit<T, P, S, K> {
     #[inline(always)]
     fn run<W: Way>(cpu: &mut Cpu, op: OpRef) -> Result<(), W::Miss> {
         let n = S::get::<T, W>(cpu, op)? & (T::BITS as u64 - 1);
-        let a = cpu.state.regs[op.a as usize] & T::MASK;
-        let m = 1u64 << n;
-        cpu.state.set_carry(a >> n & 1);
+        let a = if K == bit::TEST { P::get::<T, W>(cpu, op)? } else { P::get_to_modify::<T, W>(cpu, op)? };
         if K != bit::TEST {
-            let r = match K {
-                bit::SET => a | m,
-                bit::RESET => a & !m,
-                _ => a ^ m,
-            };
-            T::put(&mut cpu.state.regs[op.a as usize], r);
+            P::put::<T, W>(cpu, op, changed::<K>(a, 1 << n))?;
         }
+        cpu.state.set_carry(a >> n & 1);
+        Ok(())
+    }
+}
+
+#[inline(always)]
+fn changed<const K: u8>(a: u64, bit: u64) -> u64 {
+    match K {
+        bit::SET => a | bit,
+        bit::RESET => a & !bit,
+        _ => a ^ bit,
+    }
+}
+
+/// The same on a string of bits in memory: the bit number in register `d`, signed, reaches past the operand (SDM vol. 2, BT; Bit
+/// Strings).
+pub struct BitString<T, const A: u8, const K: u8>(PhantomData<T>);
+
+impl<T: Int, const A: u8, const K: u8> Hot for BitString<T, A, K> {
+    #[inline(always)]
+    fn run<W: Way>(cpu: &mut Cpu, op: OpRef) -> Result<(), W::Miss> {
+        let n = T::sign_extend(cpu.state.regs[op.d as usize]) as i64;
+        let words = n >> T::BITS.trailing_zeros();
+        let linear = address::<A>(cpu, op).wrapping_add((words as u64).wrapping_mul(T::SIZE as u64));
+        let n = n as u64 & (T::BITS as u64 - 1);
+        let a = if K == bit::TEST { W::read::<T>(cpu, linear)? } else { W::read_to_modify::<T>(cpu, linear)? }.to_u64();
+        if K != bit::TEST {
+            W::write::<T>(cpu, linear, T::from_u64(changed::<K>(a, 1 << n)))?;
+        }
+        cpu.state.set_carry(a >> n & 1);
         Ok(())
     }
 }

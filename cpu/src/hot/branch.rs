@@ -100,7 +100,7 @@ fn indirect_slow<I: Indirect>(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 /// A target must be canonical; the general form raises the fault. 48-bit canonical is enough for the fast way.
 #[inline(always)]
-fn checked<W: Way>(cpu: &mut Cpu, target: u64) -> Result<u64, W::Miss> {
+pub fn checked<W: Way>(cpu: &mut Cpu, target: u64) -> Result<u64, W::Miss> {
     if (target as i64) << 16 >> 16 == target as i64 { Ok(target) } else { Err(W::general(cpu)) }
 }
 
@@ -190,7 +190,7 @@ impl<O: Alu, T: Int, X: Source, Y: Source> CompareBranch<O, T, X, Y> {
 
 /// Condition `CC` after `a - b = r` (`sub`), or after a logical operation with result `r`.
 #[inline(always)]
-fn taken<T: Int, const CC: u8>(sub: bool, a: u64, b: u64, r: u64) -> bool {
+pub fn taken<T: Int, const CC: u8>(sub: bool, a: u64, b: u64, r: u64) -> bool {
     let (sa, sb, sr) = (T::sign_extend(a) as i64, T::sign_extend(b) as i64, T::sign_extend(r) as i64);
     let positive = match CC >> 1 {
         0 => sub && ((sa ^ sb) & (sa ^ sr)) < 0,

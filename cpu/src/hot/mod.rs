@@ -6,10 +6,13 @@
 pub mod alu;
 pub mod arith;
 pub mod branch;
+pub mod fuse;
 pub mod moves;
 pub mod operand;
+pub mod pinned;
 pub mod shift;
 pub mod simd;
+pub mod string;
 pub mod translate;
 
 pub use translate::translate;
@@ -155,10 +158,18 @@ fn link(cpu: &mut Cpu, op: OpRef) -> Flow {
             }
             go(cpu, target)
         }
-        None => {
-            // Let the run loop find the block, and then link to it.
-            None
-        }
+        None => missed(cpu),
+    }
+}
+
+/// The jump cache does not know the block at RIP: look in the op cache, as long as that needs no more than look-ups. The run loop finds
+/// (or decodes) the rest.
+#[cold]
+#[inline(never)]
+fn missed(cpu: &mut Cpu) -> Flow {
+    match cpu.find_next() {
+        Some(target) => go(cpu, target),
+        None => None,
     }
 }
 
@@ -171,7 +182,7 @@ pub fn branch_indirect(cpu: &mut Cpu, op: OpRef) -> Flow {
     }
     match cpu.jumps.find(cpu.state.rip(), cpu.fetch_tag) {
         Some(target) => go(cpu, target),
-        None => None,
+        None => missed(cpu),
     }
 }
 

@@ -16,6 +16,9 @@ pub trait Int: Word {
     fn put(register: &mut u64, value: u64);
     /// Sign-extend to 64 bits.
     fn sign_extend(value: u64) -> u64;
+    /// Rotate within the operand's width.
+    fn rotate_left(value: u64, count: u32) -> u64;
+    fn rotate_right(value: u64, count: u32) -> u64;
 }
 
 macro_rules! int {
@@ -31,6 +34,14 @@ macro_rules! int {
             #[inline(always)]
             fn sign_extend(value: u64) -> u64 {
                 value as $s as i64 as u64
+            }
+            #[inline(always)]
+            fn rotate_left(value: u64, count: u32) -> u64 {
+                (value as $t).rotate_left(count) as u64
+            }
+            #[inline(always)]
+            fn rotate_right(value: u64, count: u32) -> u64 {
+                (value as $t).rotate_right(count) as u64
             }
         }
     };
@@ -100,6 +111,8 @@ pub trait Place: Source {
 pub struct RegA;
 /// Register `op.b`.
 pub struct RegB;
+/// A register known when the handler was compiled: for the hottest forms.
+pub struct Reg<const R: u8>;
 /// Bits 15:8 of register `op.a`: AH, CH, DH, BH.
 pub struct HighA;
 /// `op.imm`.
@@ -117,6 +130,24 @@ impl Source for RegB {
     #[inline(always)]
     fn get<T: Int, W: Way>(cpu: &mut Cpu, op: OpRef) -> Result<u64, W::Miss> {
         Ok(cpu.state.regs[op.b as usize] & T::MASK)
+    }
+}
+impl<const R: u8> Source for Reg<R> {
+    #[inline(always)]
+    fn get<T: Int, W: Way>(cpu: &mut Cpu, _: OpRef) -> Result<u64, W::Miss> {
+        Ok(cpu.state.regs[R as usize] & T::MASK)
+    }
+}
+impl<const R: u8> Place for Reg<R> {
+    const MEMORY: bool = false;
+    #[inline(always)]
+    fn get_to_modify<T: Int, W: Way>(cpu: &mut Cpu, op: OpRef) -> Result<u64, W::Miss> {
+        Self::get::<T, W>(cpu, op)
+    }
+    #[inline(always)]
+    fn put<T: Int, W: Way>(cpu: &mut Cpu, _: OpRef, value: u64) -> Result<(), W::Miss> {
+        T::put(&mut cpu.state.regs[R as usize], value);
+        Ok(())
     }
 }
 impl Source for HighA {
@@ -200,7 +231,7 @@ pub fn carry(cpu: &Cpu) -> u64 {
         FlagKind::ADD => u64::from(lazy.res < lazy.a),
         FlagKind::LOGIC => 0,
         FlagKind::EXPLICIT => cpu.state.explicit_flags() & 1,
-        FlagKind::INC | FlagKind::DEC => lazy.carry as u64,
+        FlagKind::INC | FlagKind::DEC | FlagKind::SHIFT => lazy.carry as u64,
         // ADC, SBB: worked out when they ran.
         _ => lazy.carry_out as u64,
     }

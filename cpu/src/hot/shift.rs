@@ -1,12 +1,12 @@
-//! Shifts and rotates of registers, double shifts, and BMI2's flagless ones.
+//! Shifts and rotates, double shifts, and BMI2's flagless ones.
 
 use std::marker::PhantomData;
 
-use undervisor_core::Rflags;
 use undervisor_core::flags::parity;
+use undervisor_core::{FlagKind, Rflags};
 
 use super::Hot;
-use super::operand::{Int, Source};
+use super::operand::{Int, Place, Source};
 use crate::access::Way;
 use crate::cpu::Cpu;
 use crate::op::OpRef;
@@ -23,16 +23,16 @@ pub mod kind {
     pub const SAR: u8 = 7;
 }
 
-/// Shift register `a` by the count in `C` (an immediate, or CL through `RegB`). `F`: keep flags.
-pub struct Shift<T, C, const K: u8, const F: bool>(PhantomData<(T, C)>);
+/// Shift `D` by the count in `C` (an immediate, or CL). `F`: keep flags.
+pub struct Shift<T, D, C, const K: u8, const F: bool>(PhantomData<(T, D, C)>);
 
-impl<T: Int, C: Source, const K: u8, const F: bool> Hot for Shift<T, C, K, F> {
+impl<T: Int, D: Place, C: Source, const K: u8, const F: bool> Hot for Shift<T, D, C, K, F> {
     #[inline(always)]
     fn run<W: Way>(cpu: &mut Cpu, op: OpRef) -> Result<(), W::Miss> {
         let n = (C::get::<u8, W>(cpu, op)? & if T::BITS == 64 { 63 } else { 31 }) as u32;
-        let a = cpu.state.regs[op.a as usize] & T::MASK;
+        let a = D::get_to_modify::<T, W>(cpu, op)?;
         let r = apply::<T, K>(a, n);
-        T::put(&mut cpu.state.regs[op.a as usize], r);
+        D::put::<T, W>(cpu, op, r)?;
         if F && n != 0 {
             shift_flags::<T, K>(cpu, a, r, n);
         }
@@ -42,20 +42,13 @@ impl<T: Int, C: Source, const K: u8, const F: bool> Hot for Shift<T, C, K, F> {
 
 #[inline(always)]
 fn apply<T: Int, const K: u8>(a: u64, n: u32) -> u64 {
-    let bits = T::BITS;
     let wide = |x: u64| if n > 63 { 0 } else { x };
     match K {
         kind::SHL => wide(a.wrapping_shl(n)) & T::MASK,
         kind::SHR => wide(a.wrapping_shr(n)),
         kind::SAR => ((T::sign_extend(a) as i64) >> n.min(63)) as u64 & T::MASK,
-        kind::ROL => {
-            let n = n % bits;
-            if n == 0 { a } else { (a << n | a >> (bits - n)) & T::MASK }
-        }
-        _ => {
-            let n = n % bits;
-            if n == 0 { a } else { (a >> n | a << (bits - n)) & T::MASK }
-        }
+        kind::ROL => T::rotate_left(a, n),
+        _ => T::rotate_right(a, n),
     }
 }
 
@@ -80,8 +73,11 @@ fn shift_flags<T: Int, const K: u8>(cpu: &mut Cpu, a: u64, r: u64, n: u32) {
     if matches!(K, kind::ROL | kind::ROR) {
         cpu.state.set_status(CF | OF, cf | of << 11);
     } else {
-        let zf = u64::from(r == 0) << 6;
-        cpu.state.set_all_status(cf | of << 11 | top(r) << 7 | zf | parity(r as u8));
+        let lazy = &mut cpu.state.lazy;
+        lazy.res = r;
+        lazy.kind = FlagKind::SHIFT | T::LOG2;
+        lazy.carry = cf as u8;
+        lazy.overflow = of as u8;
     }
 }
 
@@ -140,7 +136,7 @@ impl<T: Int, C: Source, const RIGHT: bool> Hot for DoubleShift<T, C, RIGHT> {
     }
 }
 
-/// Count register of [`DoubleShift`]: CL.
+/// The count in CL.
 pub struct Cl;
 
 impl Source for Cl {

@@ -5,13 +5,14 @@ use undervisor_core::regs;
 
 use super::alu::{Adc, Add, Alu, AluOp, And, Cmp, IncDec, Neg, Not, Or, Sbb, Sub, Test, Xor, keep};
 use super::arith::{
-    Bit, Bmi, Bswap, Cmpxchg, Count, Div, ExtendAccumulator, Imul, Mul, Mulx, SignToRdx, Xadd, bit, bmi, count,
+    Bit, BitString, Bmi, Bswap, Cmpxchg, Count, Div, ExtendAccumulator, Imul, Mul, Mulx, SignToRdx, Xadd, bit, bmi, count,
 };
 use super::branch::{self, CallIndirect, CompareBranch, ComputeBranch, JmpIndirect, Ret, indirect};
+use super::fuse::{self, Lead, Use};
 use super::moves::{Cmov, Extend, ExtendHigh, Lea, Leave, Mov, Pop, Push, Set, Xchg};
 use super::operand::{HighA, Imm, Mem, RegA, RegB, form};
 use super::shift::{Cl, DoubleShift, RorX, Shift, ShiftX, kind};
-use super::{hot, stale};
+use super::{hot, pinned, stale, string};
 use crate::decode::{Builder, Mode};
 use crate::op::{Handler, Op};
 use crate::operand::{Gpr, segment_of};
@@ -155,7 +156,7 @@ macro_rules! fused_memory {
 }
 
 /// Slot of a register operand that a hot op can name: any general register but AH, CH, DH, BH.
-fn slot(register: Register) -> Option<u8> {
+pub fn slot(register: Register) -> Option<u8> {
     Gpr::of(register).filter(|g| !g.high).map(|g| g.number)
 }
 
@@ -253,6 +254,7 @@ pub fn translate(b: &mut Builder, insn: &Instruction, index: usize, cx: &Context
     }
     let mode = b.mode;
     if let Some(ends) = control(b, insn, index) {
+        Lead::note(b, insn);
         return Some(ends);
     }
     match insn.mnemonic() {
@@ -268,9 +270,23 @@ pub fn translate(b: &mut Builder, insn: &Instruction, index: usize, cx: &Context
         return Some(ends);
     }
     let mut op = Op::new(stale);
+    if mode.is64()
+        && let Some(both) = pinned::pinned(&mut op, insn, cx.live, Lead::move_size(b))
+    {
+        op.handler.set(both.alone);
+        if let Some(handler) = both.after_move {
+            Lead::join(b, handler);
+            b.push(op, insn, index);
+        } else {
+            b.push(op, insn, index);
+            Lead::note(b, insn);
+        }
+        return Some(false);
+    }
     let handler = plain(&mut op, insn, mode, cx)?;
     op.handler.set(handler);
     b.push(op, insn, index);
+    Lead::note(b, insn);
     Some(false)
 }
 
@@ -378,6 +394,9 @@ fn plain(op: &mut Op, insn: &Instruction, mode: Mode, cx: &Context) -> Option<Ha
                 | M::Xchg
                 | M::Cmpxchg
                 | M::Xadd
+                | M::Bts
+                | M::Btr
+                | M::Btc
         );
         if !lockable || insn.op0_kind() != OpKind::Memory {
             return None;
@@ -450,11 +469,11 @@ fn plain(op: &mut Op, insn: &Instruction, mode: Mode, cx: &Context) -> Option<Ha
                 Shape::Imm(_) => return None,
             })
         }
-        M::Shl | M::Sal => shift::<{ kind::SHL }>(op, insn, cx),
-        M::Shr => shift::<{ kind::SHR }>(op, insn, cx),
-        M::Sar => shift::<{ kind::SAR }>(op, insn, cx),
-        M::Rol => shift::<{ kind::ROL }>(op, insn, cx),
-        M::Ror => shift::<{ kind::ROR }>(op, insn, cx),
+        M::Shl | M::Sal => shift::<{ kind::SHL }>(op, insn, mode, cx),
+        M::Shr => shift::<{ kind::SHR }>(op, insn, mode, cx),
+        M::Sar => shift::<{ kind::SAR }>(op, insn, mode, cx),
+        M::Rol => shift::<{ kind::ROL }>(op, insn, mode, cx),
+        M::Ror => shift::<{ kind::ROR }>(op, insn, mode, cx),
         M::Shld | M::Shrd => {
             if insn.op0_kind() != OpKind::Register {
                 return None;
@@ -513,34 +532,7 @@ fn plain(op: &mut Op, insn: &Instruction, mode: Mode, cx: &Context) -> Option<Ha
             op.a = slot(insn.op0_register())?;
             Some(by_wide_size!(size(insn, 0), T => hot::<Bswap<T>>))
         }
-        M::Bt | M::Bts | M::Btr | M::Btc => {
-            if insn.op0_kind() != OpKind::Register {
-                return None;
-            }
-            op.a = slot(insn.op0_register())?;
-            let s = size(insn, 0);
-            macro_rules! pick {
-                ($src:ty) => {
-                    by_wide_size!(s, T => match m {
-                        M::Bt => hot::<Bit<T, $src, { bit::TEST }>>,
-                        M::Bts => hot::<Bit<T, $src, { bit::SET }>>,
-                        M::Btr => hot::<Bit<T, $src, { bit::RESET }>>,
-                        _ => hot::<Bit<T, $src, { bit::COMPLEMENT }>>,
-                    })
-                };
-            }
-            Some(match shape(op, insn, 1, mode)? {
-                Shape::Reg(r) => {
-                    op.b = r;
-                    pick!(RegB)
-                }
-                Shape::Imm(v) => {
-                    op.imm.set(v);
-                    pick!(Imm)
-                }
-                Shape::Mem(_) => return None,
-            })
-        }
+        M::Bt | M::Bts | M::Btr | M::Btc => bits(op, insn, mode),
         M::Bsf | M::Bsr | M::Tzcnt | M::Lzcnt | M::Popcnt => {
             op.a = slot(insn.op0_register())?;
             let s = size(insn, 0);
@@ -584,6 +576,7 @@ fn plain(op: &mut Op, insn: &Instruction, mode: Mode, cx: &Context) -> Option<Ha
             }
             source!(op, insn, n, mode, S => pick!(S))
         }
+        M::Stosb | M::Stosw | M::Stosd | M::Stosq | M::Movsb | M::Movsw | M::Movsd | M::Movsq => string::single(insn, mode),
         M::Cbw => Some(hot::<ExtendAccumulator<u8, u16>>),
         M::Cwde => Some(hot::<ExtendAccumulator<u16, u32>>),
         M::Cdqe => Some(hot::<ExtendAccumulator<u32, u64>>),
@@ -595,8 +588,66 @@ fn plain(op: &mut Op, insn: &Instruction, mode: Mode, cx: &Context) -> Option<Ha
     }
 }
 
+/// BT, BTS, BTR, BTC.
+fn bits(op: &mut Op, insn: &Instruction, mode: Mode) -> Option<Handler> {
+    use Mnemonic as M;
+    let m = insn.mnemonic();
+    let s = size(insn, 0);
+    macro_rules! pick {
+        ($handler:ident<$($t:tt),*>) => {
+            by_wide_size!(s, T => match m {
+                M::Bt => hot::<$handler<T, $($t),*, { bit::TEST }>>,
+                M::Bts => hot::<$handler<T, $($t),*, { bit::SET }>>,
+                M::Btr => hot::<$handler<T, $($t),*, { bit::RESET }>>,
+                _ => hot::<$handler<T, $($t),*, { bit::COMPLEMENT }>>,
+            })
+        };
+    }
+    let register = match shape(op, insn, 1, mode)? {
+        Shape::Reg(r) => Some(r),
+        Shape::Imm(v) => {
+            op.imm.set(v);
+            None
+        }
+        Shape::Mem(_) => return None,
+    };
+    Some(match (shape(op, insn, 0, mode)?, register) {
+        (Shape::Reg(a), Some(b)) => {
+            (op.a, op.b) = (a, b);
+            pick!(Bit<RegA, RegB>)
+        }
+        (Shape::Reg(a), None) => {
+            op.a = a;
+            pick!(Bit<RegA, Imm>)
+        }
+        (Shape::Mem(f), None) => by_form!(f, P => pick!(Bit<P, Imm>)),
+        (Shape::Mem(f), Some(d)) => {
+            op.d = d;
+            match f {
+                form::BASE => pick!(BitString<{ form::BASE }>),
+                form::INDEX | form::FULL => pick!(BitString<{ form::FULL }>),
+                // The sum wraps at 32 bits.
+                _ => return None,
+            }
+        }
+        (Shape::Imm(_), _) => return None,
+    })
+}
+
 fn stack_ok(mode: Mode) -> bool {
     mode.is64() || (mode.has(Mode::FLAT) && mode.has(Mode::STACK32) && mode.bits() == 32)
+}
+
+/// Fill in the operands of an operation on AH, CH, DH or BH and an immediate, if `insn` is one: how compilers look at and change
+/// bits 8 to 15.
+fn high_and_immediate(op: &mut Op, insn: &Instruction) -> bool {
+    if insn.op0_kind() != OpKind::Register || insn.op1_kind() != OpKind::Immediate8 {
+        return false;
+    }
+    let Some(Gpr { high: true, number, .. }) = Gpr::of(insn.op0_register()) else { return false };
+    op.a = number;
+    op.imm.set(insn.immediate(1));
+    true
 }
 
 /// ADD, OR, ADC, SBB, AND, SUB, XOR.
@@ -604,6 +655,9 @@ fn alu<O: Alu>(op: &mut Op, insn: &Instruction, mode: Mode, cx: &Context) -> Opt
     let s = size(insn, 0);
     let live = cx.live != 0;
     let fuse = if O::WITH_CARRY || !mode.is64() { None } else { fusible(cx, mode) };
+    if high_and_immediate(op, insn) {
+        return Some(by_flag!(live, F => hot::<AluOp<O, u8, HighA, Imm, F>>));
+    }
     match shape(op, insn, 0, mode)? {
         Shape::Reg(a) => {
             op.a = a;
@@ -650,22 +704,30 @@ fn alu<O: Alu>(op: &mut Op, insn: &Instruction, mode: Mode, cx: &Context) -> Opt
 fn compare<O: Alu>(op: &mut Op, insn: &Instruction, mode: Mode, cx: &Context) -> Option<Handler> {
     let s = size(insn, 0);
     let fuse = if mode.is64() { fusible(cx, mode) } else { None };
+    let user = if mode.is64() { fuse::user(cx.next) } else { None };
     macro_rules! registers {
         ($src:ty) => {
-            if let Some(cc) = fuse {
+            if let Some((purpose, cc)) = user
+                && matches!(s, 4 | 8)
+            {
+                macro_rules! users {
+                    ($u:expr) => {
+                        by_wide_size!(s, T => by_condition!(cc, CC => fuse::compare_and_use::<O, T, $src, { $u as u8 }, CC>))
+                    };
+                }
+                match purpose {
+                    Use::Set => users!(Use::Set),
+                    Use::Move32 => users!(Use::Move32),
+                    Use::Move64 => users!(Use::Move64),
+                }
+            } else if let Some(cc) = fuse {
                 by_size!(s, T => by_condition!(cc, CC => CompareBranch::<O, T, RegA, $src>::run::<CC, true>))
             } else {
                 by_size!(s, T => hot::<AluOp<O, T, RegA, $src, true>>)
             }
         };
     }
-    // A test of a bit in AH and the like is how compilers look at bits 8 to 15.
-    if let Some(Gpr { high: true, number, .. }) = Gpr::of(insn.op0_register())
-        && insn.op0_kind() == OpKind::Register
-        && insn.op1_kind() == OpKind::Immediate8
-    {
-        op.a = number;
-        op.imm.set(insn.immediate(1));
+    if high_and_immediate(op, insn) {
         return Some(match fuse {
             Some(cc) => by_condition!(cc, CC => CompareBranch::<O, u8, HighA, Imm>::run::<CC, true>),
             None => hot::<AluOp<O, u8, HighA, Imm, true>>,
@@ -826,19 +888,26 @@ fn push(op: &mut Op, insn: &Instruction, mode: Mode) -> Option<Handler> {
     })
 }
 
-fn shift<const K: u8>(op: &mut Op, insn: &Instruction, cx: &Context) -> Option<Handler> {
-    if insn.op0_kind() != OpKind::Register {
-        return None;
-    }
-    op.a = slot(insn.op0_register())?;
+fn shift<const K: u8>(op: &mut Op, insn: &Instruction, mode: Mode, cx: &Context) -> Option<Handler> {
     let s = size(insn, 0);
     let live = cx.live != 0;
-    if insn.op1_kind() == OpKind::Register {
-        op.b = regs::RCX;
-        return Some(by_size!(s, T => by_flag!(live, F => hot::<Shift<T, RegB, K, F>>)));
+    let by_register = insn.op1_kind() == OpKind::Register;
+    if !by_register {
+        op.imm.set(insn.immediate8() as u64);
     }
-    op.imm.set(insn.immediate8() as u64);
-    Some(by_size!(s, T => by_flag!(live, F => hot::<Shift<T, Imm, K, F>>)))
+    Some(match shape(op, insn, 0, mode)? {
+        Shape::Reg(a) => {
+            op.a = a;
+            if by_register {
+                by_size!(s, T => by_flag!(live, F => hot::<Shift<T, RegA, Cl, K, F>>))
+            } else {
+                by_size!(s, T => by_flag!(live, F => hot::<Shift<T, RegA, Imm, K, F>>))
+            }
+        }
+        Shape::Mem(f) if by_register => by_form!(f, P => by_size!(s, T => hot::<Shift<T, P, Cl, K, true>>)),
+        Shape::Mem(f) => by_form!(f, P => by_size!(s, T => hot::<Shift<T, P, Imm, K, true>>)),
+        Shape::Imm(_) => return None,
+    })
 }
 
 fn imul(op: &mut Op, insn: &Instruction, mode: Mode, cx: &Context) -> Option<Handler> {
