@@ -324,12 +324,12 @@ impl Default for JumpCache {
 impl JumpCache {
     /// Blocks are some 20 bytes long: with fewer places, those of one loop get in each other's way.
     const PER_PAGE: usize = 256;
-    const PAGES: usize = 64;
+    const PAGES: usize = 256;
     const ENTRIES: usize = Self::PAGES * Self::PER_PAGE;
 
     fn page_start(rip: u64) -> usize {
         let page = rip >> 12;
-        ((page ^ page >> 6) as usize % Self::PAGES) * Self::PER_PAGE
+        ((page ^ page >> 8) as usize % Self::PAGES) * Self::PER_PAGE
     }
 
     #[inline(always)]
