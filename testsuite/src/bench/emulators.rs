@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use undervisor_machine::{CharBackend, Host, Image, Kernel, MachineConfig};
 
-use super::{Guest, Marks};
+use undervisor_core::Model;
+
+use super::{Guest, Marks, Processor};
 
 const COMMAND_LINE: &str = "console=ttyS0 quiet nokaslr pti=off mitigations=off panic=-1";
 
@@ -19,6 +21,10 @@ pub trait Emulator {
     fn name(&self) -> &'static str;
     /// Why it cannot run here, if it cannot.
     fn missing(&self) -> Option<String>;
+    /// Whether it has such a processor.
+    fn has(&self, _: Processor) -> bool {
+        true
+    }
     /// Boot `guest` until it says it is done; at most `limit`.
     fn run(&self, guest: &Guest, limit: Duration) -> Result<Marks, String>;
 }
@@ -53,7 +59,10 @@ impl Emulator for Undervisor {
         let marks = Rc::new(RefCell::new(Marks::new()));
         let config = MachineConfig::new().memory(512 << 20).serial(Serial(marks.clone()));
         let config = match guest {
-            Guest::BootSector(sector) => config.flat(Image::new("boot sector", sector.clone()), 0x7c00),
+            Guest::Bare(bare) => {
+                let model = if bare.processor == Processor::Svm { Model::epyc_milan() } else { Model::default() };
+                config.model(model).flat(Image::new(&bare.name, bare.image.clone()), 0x7c00)
+            }
             Guest::Linux(files) => config.kernel(Kernel {
                 image: Image::read(&files.kernel).map_err(|e| e.to_string())?,
                 command_line: COMMAND_LINE.into(),
@@ -148,6 +157,9 @@ impl Emulator for Qemu {
     fn missing(&self) -> Option<String> {
         find("qemu-system-x86_64").is_none().then(|| "qemu-system-x86_64 is not installed (Debian: qemu-system-x86)".into())
     }
+    fn has(&self, processor: Processor) -> bool {
+        processor != Processor::Vmx
+    }
     fn run(&self, guest: &Guest, limit: Duration) -> Result<Marks, String> {
         let scratch = Scratch::new("qemu")?;
         let serial = scratch.0.join("serial");
@@ -168,8 +180,8 @@ impl Emulator for Qemu {
         ]);
         command.arg(format!("file:{}", serial.display()));
         match guest {
-            Guest::BootSector(sector) => {
-                let disk = scratch.file("disk", &padded(sector))?;
+            Guest::Bare(bare) => {
+                let disk = scratch.file("disk", &padded(&bare.image))?;
                 command.arg("-drive").arg(format!("file={},format=raw,if=floppy", disk.display()));
             }
             Guest::Linux(files) => {
@@ -183,9 +195,9 @@ impl Emulator for Qemu {
     }
 }
 
-/// A boot sector as a 1.44 MB floppy.
-fn padded(sector: &[u8]) -> Vec<u8> {
-    let mut disk = sector.to_vec();
+/// A 1.44 MB floppy.
+fn padded(image: &[u8]) -> Vec<u8> {
+    let mut disk = image.to_vec();
     disk.resize(1_474_560, 0);
     disk
 }
@@ -248,8 +260,8 @@ impl Emulator for Bochs {
         let scratch = Scratch::new("bochs")?;
         let serial = scratch.0.join("serial");
         let boot = match guest {
-            Guest::BootSector(sector) => {
-                let disk = scratch.file("disk", &padded(sector))?;
+            Guest::Bare(bare) => {
+                let disk = scratch.file("disk", &padded(&bare.image))?;
                 format!("floppya: 1_44={}, status=inserted\nboot: floppy\n", disk.display())
             }
             Guest::Linux(files) => {
@@ -257,10 +269,14 @@ impl Emulator for Bochs {
                 format!("ata0-master: type=cdrom, path={}, status=inserted\nboot: cdrom\n", iso.display())
             }
         };
+        let model = match guest {
+            Guest::Bare(bare) if bare.processor == Processor::Svm => "ryzen",
+            _ => "corei7_skylake_x",
+        };
         let config = format!(
             "config_interface: textconfig\ndisplay_library: term\nmegs: 512\nromimage: file={}\nvgaromimage: file={}\n\
              plugin_ctrl: unmapped=1, biosdev=1, speaker=0, extfpuirq=1, parallel=0, serial=1, iodebug=0\n\
-             cpu: model=corei7_skylake_x, ips=100000000\nclock: sync=none\ncom1: enabled=1, mode=file, dev={}\nlog: {}\n{boot}",
+             cpu: model={model}, ips=100000000\nclock: sync=none\ncom1: enabled=1, mode=file, dev={}\nlog: {}\n{boot}",
             Self::BIOS,
             Self::VGA_BIOS,
             serial.display(),

@@ -4,6 +4,7 @@
 //! firmware and boot loaders do not.
 
 mod emulators;
+mod exits;
 mod guests;
 mod linux;
 
@@ -13,6 +14,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
+
+use guests::{Bare, Processor};
 
 /// Speed measurements.
 #[derive(Args)]
@@ -48,8 +51,7 @@ struct Compare {
 
 /// What an emulator is to boot.
 enum Guest {
-    /// A 512-byte boot sector.
-    BootSector(Vec<u8>),
+    Bare(Bare),
     Linux(linux::Files),
 }
 
@@ -83,7 +85,12 @@ impl Marks {
     }
 
     fn done(&self) -> bool {
-        self.marks.last().is_some_and(|m| m.line == "@DONE")
+        self.marks.last().is_some_and(|m| m.line == "@DONE" || m.line.starts_with("@FAIL"))
+    }
+
+    /// What the guest says has failed.
+    fn failure(&self) -> Option<&str> {
+        self.marks.iter().map(|m| m.line.as_str()).find(|l| l.starts_with("@FAIL"))
     }
 
     /// Host seconds between the markers of each workload.
@@ -116,8 +123,7 @@ pub fn run(options: &Options) -> ExitCode {
 
 fn compare(options: &Compare) -> Result<(), Box<dyn std::error::Error>> {
     let wanted = |name: &str| options.only.as_deref().is_none_or(|o| name.contains(o));
-    let mut guests: Vec<Guest> =
-        guests::all().into_iter().filter(|(n, _)| wanted(n)).map(|(_, g)| Guest::BootSector(g)).collect();
+    let mut guests: Vec<Guest> = guests::all().into_iter().filter(|g| wanted(&g.name)).map(Guest::Bare).collect();
     let linux_wanted = linux::WORKLOADS.iter().any(|w| wanted(w));
     match &options.kernel {
         Some(kernel) if linux_wanted => guests.push(Guest::Linux(linux::files(kernel, &options.busybox, wanted)?)),
@@ -134,15 +140,22 @@ fn compare(options: &Compare) -> Result<(), Box<dyn std::error::Error>> {
             None => emulators.push(e),
         }
     }
-    // times[workload][emulator] = seconds, one a round.
-    let mut times: BTreeMap<String, BTreeMap<&'static str, Vec<f64>>> = BTreeMap::new();
+    let mut times = Times::new();
     for round in 1..=options.runs.max(1) {
         for guest in &guests {
             for e in &emulators {
+                if let Guest::Bare(bare) = guest
+                    && !e.has(bare.processor)
+                {
+                    continue;
+                }
                 eprintln!("round {round}/{}: {}", options.runs, e.name());
                 let start = Instant::now();
                 match e.run(guest, Duration::from_secs(900)) {
                     Ok(marks) => {
+                        if let Some(why) = marks.failure() {
+                            eprintln!("  {}: the guest says {why}", e.name());
+                        }
                         for (name, seconds) in marks.times(start) {
                             times.entry(name).or_default().entry(e.name()).or_default().push(seconds);
                         }
@@ -153,6 +166,8 @@ fn compare(options: &Compare) -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     print_table(&times);
+    print_exits(&times);
+    print_levels(&times);
     Ok(())
 }
 
@@ -162,7 +177,39 @@ fn median(v: &[f64]) -> f64 {
     v[v.len() / 2]
 }
 
-fn print_table(times: &BTreeMap<String, BTreeMap<&'static str, Vec<f64>>>) {
+/// Seconds by workload and emulator, one a round.
+type Times = BTreeMap<String, BTreeMap<&'static str, Vec<f64>>>;
+
+const EMULATORS: [&str; 3] = ["undervisor", "bochs", "qemu"];
+
+/// The round trips of VM exits, each.
+fn print_exits(times: &Times) {
+    let mut rows = times.iter().filter(|(name, _)| name.starts_with("exit-")).peekable();
+    if rows.peek().is_none() {
+        return;
+    }
+    println!("\n{:22} {:>12} {:>12} {:>12}", "each exit", "undervisor", "bochs", "qemu-tcg");
+    for (name, by) in rows {
+        let each =
+            EMULATORS.map(|e| by.get(e).map_or("-".into(), |v| format!("{:.0} ns", median(v) * 1e9 / exits::EXITS as f64)));
+        println!("{name:22} {:>12} {:>12} {:>12}", each[0], each[1], each[2]);
+    }
+}
+
+/// The same loop in a hypervisor and in its guest.
+fn print_levels(times: &Times) {
+    for vendor in ["vmx", "svm"] {
+        let (Some(l1), Some(l2)) = (times.get(&format!("l1-{vendor}")), times.get(&format!("l2-{vendor}"))) else { continue };
+        for e in EMULATORS {
+            let (Some(l1), Some(l2)) = (l1.get(e), l2.get(e)) else { continue };
+            let mips = |v| guests::MEMORY_INSTRUCTIONS / median(v) / 1e6;
+            let (l1, l2) = (mips(l1), mips(l2));
+            println!("{vendor}, {e}: {l1:.0} MIPS in L1, {l2:.0} in L2: {:.1} %", 100.0 * l2 / l1);
+        }
+    }
+}
+
+fn print_table(times: &Times) {
     println!("{:22} {:>12} {:>12} {:>12} {:>10} {:>10}", "workload", "undervisor", "bochs", "qemu-tcg", "vs bochs", "vs tcg");
     for (name, by) in times {
         let of = |e: &str| by.get(e).map(|v| median(v));
