@@ -342,23 +342,28 @@ impl CpuState {
         self.regs[regs::SEG_BASE as usize + s as usize] = value.base;
     }
     /// Copy all six segment bases into the register file; call after writing `seg` directly.
+    #[inline]
     pub fn mirror_bases(&mut self) {
         for (i, s) in self.seg.iter().enumerate() {
             self.regs[regs::SEG_BASE as usize + i] = s.base;
         }
     }
 
+    #[inline]
     pub fn protected(&self) -> bool {
         self.cr0.contains(Cr0::PE)
     }
+    #[inline]
     pub fn virtual_8086(&self) -> bool {
         self.protected() && self.flag(Rflags::VM)
     }
     /// IA-32e mode is active (compatibility or 64-bit).
+    #[inline]
     pub fn long_mode(&self) -> bool {
         self.efer.contains(Efer::LMA)
     }
     /// 64-bit mode: IA-32e mode with CS.L set.
+    #[inline]
     pub fn mode64(&self) -> bool {
         self.long_mode() && self.seg[SegReg::Cs as usize].long()
     }

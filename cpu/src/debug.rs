@@ -50,7 +50,16 @@ impl Cpu {
     }
 
     /// DR0–DR3, DR7 or CR4.DE has changed. (Called by `mode_changed` too, so that VM entries and exits need not.)
+    #[inline]
     pub fn debug_changed(&mut self) {
+        let off = self.state.dr7 & Dr7::ENABLES.bits() == 0 && self.state.msrs.debugctl & 1 == 0;
+        if !off || self.breakpoints != Breakpoints::default() {
+            self.debug_changed_slowly();
+        }
+    }
+
+    #[inline(never)]
+    fn debug_changed_slowly(&mut self) {
         let mut now = Breakpoints::default();
         if self.state.dr7 & Dr7::ENABLES.bits() != 0 {
             let de = self.state.cr4.contains(Cr4::DE);

@@ -112,7 +112,7 @@ fn read_entry(memory: &GuestMemory, at: u64, size: u64) -> Option<u64> {
 impl Cpu {
     /// Walk the page tables of the current level: to a guest-physical address.
     pub fn inspect_linear(&self, linear: u64) -> Walk {
-        let Some(tree) = of_paging(&self.translations.paging) else {
+        let Some(tree) = of_paging(self.translations.paging()) else {
             return Walk { entries: Vec::new(), end: Ok((linear & 0xffff_ffff, 32)) };
         };
         let memory = &self.shared.memory;

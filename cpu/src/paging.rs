@@ -106,11 +106,15 @@ impl Default for ModeInputs {
     }
 }
 
+/// Paging at one level, worked out: a world switch changes which of two is in force, and copies nothing.
 #[derive(Clone, Copy, Debug, Default)]
-struct KnownMode {
+struct Context {
+    /// What it was worked out from; the default if that is not all it depends on.
     inputs: ModeInputs,
     paging: Paging,
     space: u64,
+    /// What `paging` was prepared for.
+    limits: Option<Limits>,
 }
 
 impl Nested {
@@ -139,8 +143,6 @@ pub struct Translations {
     pub guest: bool,
     /// VPID or ASID; 0 for the host.
     pub tag: u32,
-    /// Paging mode and rules, derived from the control registers.
-    pub paging: Paging,
     fetches: Box<[[FetchEntry; FETCH_ENTRIES]; 2]>,
     /// What came from large pages, by 2 MiB region (hashed), so that INVLPG drops every fragment of one and no more. A region
     /// that must give way to another is dropped from the TLBs.
@@ -148,8 +150,8 @@ pub struct Translations {
     /// Which regions of 1 GiB (hashed) have been mapped by one page.
     huge: u64,
     limits: Limits,
-    /// What [`Cpu::mode_changed`] worked out last, outside guests and in them.
-    known: [KnownMode; 2],
+    /// Outside guests and in them, as [`Cpu::mode_changed`] found it last.
+    contexts: [Context; 2],
     /// AVIC: the guest-physical page of the guest's APIC, and the backing page behind it; all ones without AVIC.
     pub apic_bar: u64,
     pub apic_page: u64,
@@ -161,12 +163,11 @@ impl Default for Translations {
             nested: Nested::None,
             guest: false,
             tag: 0,
-            paging: Paging::default(),
             fetches: Box::new([[FetchEntry::default(); FETCH_ENTRIES]; 2]),
             large: vec![LargeRegion::default(); LARGE_REGIONS].into_boxed_slice(),
             huge: 0,
             limits: Limits::default(),
-            known: [KnownMode::default(); 2],
+            contexts: [Context::default(); 2],
             apic_bar: u64::MAX,
             apic_page: u64::MAX,
         }
@@ -201,6 +202,16 @@ impl Translations {
             Some(physical) => FetchEntry { tag: linear & PAGE_MASK | space, physical: physical & PAGE_MASK },
             None => FetchEntry::default(),
         };
+    }
+
+    /// Paging mode and rules, derived from the control registers.
+    pub fn paging(&self) -> &Paging {
+        &self.contexts[self.guest as usize].paging
+    }
+
+    /// The host's, in a guest too.
+    pub fn host_paging(&self) -> &Paging {
+        &self.contexts[0].paging
     }
 
     fn clear(&mut self) {
@@ -343,11 +354,12 @@ impl Cpu {
         let mut done = 0;
         while done < room {
             let linear = self.linear_ip(rip.wrapping_add(done as u64));
-            let Ok(found) = self.try_walk(linear, Access::FETCH) else {
+            let walked = |cpu: &mut Cpu| cpu.try_walk(linear, Access::FETCH).ok().map(|found| found.physical);
+            let Some(physical) = self.known_fetch(linear).or_else(|| walked(self)) else {
                 break;
             };
             let n = (room - done).min(0x1000 - (linear & 0xfff) as usize);
-            if self.shared.memory.read_bytes(found.physical, &mut out[done..done + n]).is_err() {
+            if self.shared.memory.read_bytes(physical, &mut out[done..done + n]).is_err() {
                 break;
             }
             done += n;
@@ -372,9 +384,10 @@ impl Cpu {
             smap_off: !user && !access.system && self.state.flag(Rflags::AC),
         };
         let t = &mut self.translations;
+        let paging = &t.contexts[t.guest as usize].paging;
         self.counters.nested_walks += u64::from(!matches!(t.nested, Nested::None));
         let (guest, cause) = match &mut t.nested {
-            Nested::None => match walk(&mut Plain { memory, wrote: &wrote }, &t.paging, &request) {
+            Nested::None => match walk(&mut Plain { memory, wrote: &wrote }, paging, &request) {
                 Ok(found) => {
                     return Ok(Found {
                         physical: found.physical,
@@ -386,7 +399,7 @@ impl Cpu {
                 Err(WalkFault::Page(code)) => return Err(Refusal::Page(code)),
                 Err(WalkFault::Nested(never)) => match never {},
             },
-            Nested::Ept(ept) => match walk(&mut UnderEpt { memory, wrote: &wrote, ept }, &t.paging, &request) {
+            Nested::Ept(ept) => match walk(&mut UnderEpt { memory, wrote: &wrote, ept }, paging, &request) {
                 Ok(found) => {
                     let request = EptRequest {
                         address: found.physical,
@@ -410,7 +423,7 @@ impl Cpu {
                 Err(WalkFault::Page(code)) => return Err(Refusal::Page(code)),
                 Err(WalkFault::Nested(exit)) => (None, NestedCause::Ept(exit)),
             },
-            Nested::Npt(npt) => match walk(&mut UnderNpt { memory, wrote: &wrote, npt }, &t.paging, &request) {
+            Nested::Npt(npt) => match walk(&mut UnderNpt { memory, wrote: &wrote, npt }, paging, &request) {
                 Ok(found) => {
                     let request = NptRequest { address: found.physical, write: access.write, fetch: access.fetch, user };
                     match npt.translate(memory, &wrote, &request, false) {
@@ -672,34 +685,39 @@ impl Cpu {
     /// Call after any change of CR0, CR3, CR4, EFER, XCR0, PKRU, CS, SS, DS, ES, CPL, EFLAGS.VM/AC, or of the level.
     pub fn mode_changed(&mut self) {
         let inputs = self.mode_inputs();
-        let known = &self.translations.known[self.translations.guest as usize];
-        if known.inputs == inputs {
+        let context = &self.translations.contexts[self.translations.guest as usize];
+        if context.inputs == inputs {
             // The usual case of a world switch: back to what was there before.
-            self.translations.paging = known.paging;
-            self.space = known.space;
+            self.space = context.space;
         } else {
-            self.update_paging();
-            let key = self.space_key(inputs.nested);
-            let (id, wrapped) = self.spaces.id(&key);
-            if wrapped {
-                self.tlb.clear();
-                self.jumps.clear();
-                self.translations.clear();
-                self.counters.space_flushes += 1;
-            }
-            self.space = id as u64;
-            let t = &mut self.translations;
-            // The PDPTE registers are no part of the inputs.
-            if t.paging.mode != PagingMode::Pae {
-                let generation = self.spaces.generation();
-                t.known[t.guest as usize] =
-                    KnownMode { inputs: ModeInputs { generation, ..inputs }, paging: t.paging, space: self.space };
-            }
+            self.work_out_context(inputs);
         }
         self.privilege_changed();
         self.debug_changed();
     }
 
+    #[inline(never)]
+    fn work_out_context(&mut self, inputs: ModeInputs) {
+        self.update_paging();
+        let key = self.space_key(inputs.nested);
+        let (id, wrapped) = self.spaces.id(&key);
+        if wrapped {
+            self.tlb.clear();
+            self.jumps.clear();
+            self.translations.clear();
+            self.counters.space_flushes += 1;
+        }
+        self.space = id as u64;
+        let generation = self.spaces.generation();
+        let t = &mut self.translations;
+        let context = &mut t.contexts[t.guest as usize];
+        context.space = self.space;
+        // The PDPTE registers are no part of the inputs.
+        context.inputs =
+            if context.paging.mode == PagingMode::Pae { ModeInputs::default() } else { ModeInputs { generation, ..inputs } };
+    }
+
+    #[inline(always)]
     fn mode_inputs(&self) -> ModeInputs {
         let s = &self.state;
         ModeInputs {
@@ -750,9 +768,12 @@ impl Cpu {
         } else {
             PagingMode::Level4
         };
-        let p = &mut self.translations.paging;
+        let t = &mut self.translations;
+        t.limits = limits;
+        let context = &mut t.contexts[t.guest as usize];
         let nxe = efer.contains(Efer::NXE);
-        let stale = p.mode != mode || p.nxe != nxe || self.translations.limits != limits;
+        let p = &mut context.paging;
+        let stale = p.mode != mode || p.nxe != nxe || context.limits != Some(limits);
         p.mode = mode;
         p.nxe = nxe;
         p.root = match mode {
@@ -761,7 +782,7 @@ impl Cpu {
             _ => s.cr3 & 0xffff_f000,
         };
         p.pdpte = s.pdpte;
-        p.pdpte_in_memory = matches!(self.translations.nested, Nested::Npt(_));
+        p.pdpte_in_memory = matches!(t.nested, Nested::Npt(_));
         p.wp = cr0.contains(Cr0::WP);
         p.smep = cr4.contains(Cr4::SMEP);
         p.smap = cr4.contains(Cr4::SMAP);
@@ -770,14 +791,14 @@ impl Cpu {
         p.pkru = if p.pke { s.pkru } else { 0 };
         if stale {
             p.prepare(&limits);
-            self.translations.limits = limits;
+            context.limits = Some(limits);
         }
     }
 
     /// What selects the current translations.
     fn space_key(&self, nested: u64) -> SpaceKey {
         let t = &self.translations;
-        let p = &t.paging;
+        let p = t.paging();
         let (mut root, mut pcid) = (p.root, 0);
         match p.mode {
             PagingMode::Off => root = 0,

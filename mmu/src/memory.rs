@@ -4,9 +4,11 @@
 //! from 4 GiB up) plus ROM ranges. This module is one of the few with `unsafe`. Its invariants:
 //! - `base .. base + size` is mapped readable and writable for the life of the value and never moves;
 //! - a `HostPage` handed out points at one whole page inside it;
-//! - guest RAM is accessed only through raw pointers, never through references, so that any number of vCPUs and devices
+//! - guest RAM is accessed only through raw pointers and cells, never through other references, so that any number of vCPUs and devices
 //!   on the machine's thread may hold addresses into it.
 #![allow(unsafe_code)]
+
+use std::cell::Cell;
 
 use memmap2::{MmapMut, MmapOptions};
 use thiserror::Error;
@@ -196,34 +198,14 @@ impl GuestMemory {
         Some(())
     }
 
-    /// Read quadwords of one page: `offsets` into it, multiples of 8, each to its place in `words` (which stands for the page's
-    /// beginning). What is not RAM or ROM reads as all ones; offsets beyond `words` are passed over.
-    #[inline]
-    pub fn gather<const N: usize>(&self, page: u64, offsets: &[u16], words: &mut [u64; N]) {
-        let host = self.page(page).map(|p| p.pointer);
-        for &offset in offsets {
-            let at = offset as usize & 0xff8;
-            if let Some(word) = words.get_mut(at / 8) {
-                // SAFETY: at + 8 <= PAGE_SIZE, within the page.
-                *word = host.map_or(u64::MAX, |p| unsafe { p.add(at).cast::<u64>().read_unaligned() });
-            }
-        }
-    }
-
-    /// The converse of [`GuestMemory::gather`]; what is not RAM swallows the writes. Same caution about translated code as
-    /// [`GuestMemory::write`].
-    #[inline]
-    pub fn scatter<const N: usize>(&self, page: u64, offsets: &[u16], words: &[u64; N]) {
-        let Some(host) = self.page(page).filter(|p| p.writable) else {
-            return;
-        };
-        for &offset in offsets {
-            let at = offset as usize & 0xff8;
-            if let Some(word) = words.get(at / 8) {
-                // SAFETY: as for `gather`; the page is writable.
-                unsafe { host.pointer.add(at).cast::<u64>().write_unaligned(*word) };
-            }
-        }
+    /// The quadwords of the page behind guest-physical `address`, and whether it is RAM; `None` if it is not ROM either. Of ROM only
+    /// reads; of writes, same caution about translated code as [`GuestMemory::write`].
+    #[inline(always)]
+    pub fn words(&self, address: u64) -> Option<(&[Cell<u64>; PAGE_SIZE as usize / 8], bool)> {
+        let page = self.page(address)?;
+        // SAFETY: a whole page of the mapping, aligned as the mapping's own pages are, for as long as `self` lives; all access to it is
+        // by raw pointers or cells, from the one thread that has this `GuestMemory` (which is not Sync).
+        Some((unsafe { &*page.pointer.cast::<[Cell<u64>; PAGE_SIZE as usize / 8]>() }, page.writable))
     }
 
     /// Copy bytes out of RAM or ROM.

@@ -79,6 +79,7 @@ impl Tlb {
     }
 
     /// Pointer to the first entry of a bank, for the processor's hot path.
+    #[inline]
     pub fn bank_pointer(&mut self, bank: usize) -> *mut TlbEntry {
         self.entries[bank * BANK_ENTRIES..][..BANK_ENTRIES].as_mut_ptr()
     }
@@ -228,6 +229,7 @@ impl AddressSpaces {
     }
 
     /// Changes whenever a key loses its id: until then [`AddressSpaces::id`] answers the same for the same key.
+    #[inline]
     pub fn generation(&self) -> u64 {
         self.generation
     }

@@ -1,5 +1,6 @@
 //! VMRUN: saving host state and loading guest state (APM vol. 2, VMRUN Instruction).
 
+use undervisor_core::flags::LazyFlags;
 use undervisor_core::{CpuState, Cr0, Cr4, Efer, Rflags, SegReg, Segment, TableReg, regs};
 use undervisor_mmu::GuestMemory;
 
@@ -20,7 +21,9 @@ pub struct Host {
     pub cr0: Cr0,
     pub cr3: u64,
     pub cr4: Cr4,
+    /// RFLAGS; the status flags as the processor had them, worked out or not.
     pub rflags: u64,
+    lazy: LazyFlags,
     pub rip: u64,
     pub rsp: u64,
     pub rax: u64,
@@ -43,7 +46,8 @@ impl Host {
         self.cr0 = s.cr0;
         self.cr3 = s.cr3;
         self.cr4 = s.cr4;
-        self.rflags = s.rflags();
+        self.rflags = s.explicit_flags();
+        self.lazy = s.lazy;
         self.rip = s.rip();
         self.rsp = s.gpr(regs::RSP);
         self.rax = s.gpr(regs::RAX);
@@ -62,6 +66,7 @@ impl Host {
         s.cr3 = self.cr3;
         s.cr4 = self.cr4;
         s.set_rflags(self.rflags & !(Rflags::VM | Rflags::RF).bits());
+        s.lazy = self.lazy;
         s.set_rip(self.rip);
         s.set_gpr(regs::RSP, self.rsp);
         s.set_gpr(regs::RAX, self.rax);
@@ -140,11 +145,10 @@ fn msrs(s: &mut CpuState) -> [(Field, &mut u64); 8] {
 
 /// VMLOAD from the VMCB at a (level-0) physical address.
 pub fn vmload(memory: &GuestMemory, address: u64, s: &mut CpuState, limits: &Limits) {
-    let read = |f: Field| memory.read::<u64>(address + f.offset as u64).unwrap_or(u64::MAX);
-    let segment = |f: Field| {
-        let base = memory.read::<u64>(address + f.offset as u64 + 8).unwrap_or(u64::MAX);
-        segment_from(read(f), limits.canonical(base))
-    };
+    let page = memory.words(address).map(|(page, _)| page);
+    let word = |at: usize| page.map_or(u64::MAX, |page| page[at % page.len()].get());
+    let read = |f: Field| word(f.offset as usize / 8);
+    let segment = |f: Field| segment_from(read(f), limits.canonical(word(f.offset as usize / 8 + 1)));
     s.seg[SegReg::Fs as usize] = segment(Field::FS_SELECTOR);
     s.seg[SegReg::Gs as usize] = segment(Field::GS_SELECTOR);
     s.tr = segment(Field::TR_SELECTOR);
@@ -159,9 +163,10 @@ pub fn vmload(memory: &GuestMemory, address: u64, s: &mut CpuState, limits: &Lim
 
 /// VMSAVE to the VMCB at a (level-0) physical address.
 pub fn vmsave(memory: &GuestMemory, address: u64, s: &mut CpuState) {
-    let write = |offset: u64, value: u64| {
-        let _ = memory.write::<u64>(address + offset, value);
+    let Some((page, true)) = memory.words(address) else {
+        return;
     };
+    let write = |at: usize, value: u64| page[at % page.len()].set(value);
     let segments = [
         (Field::FS_SELECTOR, s.seg[SegReg::Fs as usize]),
         (Field::GS_SELECTOR, s.seg[SegReg::Gs as usize]),
@@ -169,10 +174,10 @@ pub fn vmsave(memory: &GuestMemory, address: u64, s: &mut CpuState) {
         (Field::LDTR_SELECTOR, s.ldtr),
     ];
     for (f, segment) in segments {
-        write(f.offset as u64, segment_word(&segment));
-        write(f.offset as u64 + 8, segment.base);
+        write(f.offset as usize / 8, segment_word(&segment));
+        write(f.offset as usize / 8 + 1, segment.base);
     }
     for (f, place) in msrs(s) {
-        write(f.offset as u64, *place);
+        write(f.offset as usize / 8, *place);
     }
 }

@@ -1,5 +1,7 @@
 //! The VMCB as the processor caches it between a VMRUN and the next (APM vol. 2, VMCB Caching; VMCB Clean Bits).
 
+use std::cell::Cell;
+
 use undervisor_core::{Segment, TableReg};
 use undervisor_mmu::GuestMemory;
 
@@ -8,8 +10,8 @@ use crate::fields::{FIELDS, Field, clean};
 /// Quadwords of a VMCB that the processor knows of.
 const WORDS: usize = 0x700 / 8;
 
-/// Quadword offsets that each clean bit covers, then those read always.
-const LOADS: [(u32, &[u16]); 13] = [
+/// Quadword offsets that each clean bit covers.
+const LOADS: [(u32, &[u16]); 12] = [
     (clean::INTERCEPTS, &[0x00, 0x08, 0x10, 0x38, 0x50]),
     (clean::MAPS, &[0x40, 0x48]),
     (clean::TPR, &[0x60]),
@@ -19,18 +21,38 @@ const LOADS: [(u32, &[u16]); 13] = [
     (clean::DT, &[0x460, 0x468, 0x480, 0x488]),
     (clean::SEG, &[0x400, 0x408, 0x410, 0x418, 0x420, 0x428, 0x430, 0x438, 0x4c8]),
     (clean::CR2, &[0x640]),
-    (clean::LBR, &[0x670, 0x678, 0x680, 0x688, 0x690]),
+    (clean::LBR, &LBR),
     (clean::AVIC, &[0x98, 0xe0, 0xf0, 0xf8]),
     // The ASID shares its quadword with TLB_CONTROL: see `load`.
     (clean::ASID, &[]),
-    (clean::ALWAYS, &[0x68, 0xa8, 0xb8, 0xc0, 0xc8, 0x570, 0x578, 0x5d8, 0x5f8, 0x6e0]),
 ];
+const LBR: [u16; 5] = [0x670, 0x678, 0x680, 0x688, 0x690];
 
-/// Quadwords that #VMEXIT writes whatever the exit and the features.
-const STORES: [u16; 34] = [
-    0x60, 0x68, 0x70, 0x78, 0x80, 0x88, 0xa8, 0xc8, 0xd0, 0xd8, 0x400, 0x408, 0x410, 0x418, 0x420, 0x428, 0x430, 0x438, 0x460,
-    0x468, 0x480, 0x488, 0x4c8, 0x4d0, 0x548, 0x550, 0x558, 0x560, 0x568, 0x570, 0x578, 0x5d8, 0x5f8, 0x640,
-];
+/// A list of quadword offsets, and a function that moves them without a loop.
+macro_rules! moved {
+    ($list:ident, $function:ident($from:ident: $from_type:ty, $to:ident: $to_type:ty) $move:tt, $($at:literal)*) => {
+        const $list: &[u16] = &[$($at),*];
+        #[inline(always)]
+        fn $function($from: $from_type, $to: $to_type) {
+            $(moved!($move $from $to $at);)*
+        }
+    };
+    (in $from:ident $to:ident $at:literal) => { $to[$at / 8] = $from[$at / 8].get() };
+    (out $from:ident $to:ident $at:literal) => { $to[$at / 8].set($from[$at / 8]) };
+}
+
+// Those read by every VMRUN, the clean bits themselves among them.
+moved! {
+    ALWAYS, load_always(page: &Page, words: &mut [u64; WORDS]) in,
+    0x58 0x68 0xa8 0xb8 0xc0 0xc8 0x570 0x578 0x5d8 0x5f8 0x6e0
+}
+
+// Those that #VMEXIT writes whatever the exit and the features.
+moved! {
+    STORES, store_always(words: &[u64; WORDS], page: &Page) out,
+    0x60 0x68 0x70 0x78 0x80 0x88 0xa8 0xc8 0xd0 0xd8 0x400 0x408 0x410 0x418 0x420 0x428 0x430 0x438 0x460
+    0x468 0x480 0x488 0x4c8 0x4d0 0x548 0x550 0x558 0x560 0x568 0x570 0x578 0x5d8 0x5f8 0x640
+}
 
 /// Whether #VMEXIT always writes this field.
 pub fn stored(f: Field) -> bool {
@@ -60,6 +82,28 @@ impl std::fmt::Debug for Vmcb {
             map.entry(&row.name, &format_args!("{:#x}", self.get(row.field)));
         }
         map.finish()
+    }
+}
+
+/// The quadwords of the page that a VMCB fills.
+type Page = [Cell<u64>; 512];
+
+/// Read quadwords into the cache. What is not memory reads as all ones.
+#[inline(always)]
+fn gather(page: Option<&Page>, offsets: &[u16], words: &mut [u64; WORDS]) {
+    for at in offsets.iter().map(|o| *o as usize / 8) {
+        if let Some(word) = words.get_mut(at) {
+            *word = page.map_or(u64::MAX, |p| p[at % 512].get());
+        }
+    }
+}
+
+#[inline(always)]
+fn scatter(page: &Page, offsets: &[u16], words: &[u64; WORDS]) {
+    for at in offsets.iter().map(|o| *o as usize / 8) {
+        if let Some(word) = words.get(at) {
+            page[at % 512].set(*word);
+        }
     }
 }
 
@@ -106,14 +150,20 @@ impl Vmcb {
     /// What VMRUN reads. What the clean bits call unchanged stays as it is in the cache, if this is the VMCB that is cached.
     /// `honour`: the model has clean bits. Returns the groups that were read.
     pub fn load(&mut self, memory: &GuestMemory, address: u64, honour: bool) -> u32 {
-        let bits = if honour && self.address == Some(address) { read(memory, address + 0xc0) as u32 & clean::ALL } else { 0 };
-        for (group, words) in LOADS {
-            if bits & group == 0 {
-                memory.gather(address, words, &mut self.words);
+        let asid = self.get(Field::GUEST_ASID);
+        let page = memory.words(address).map(|(page, _)| page);
+        match page {
+            Some(page) => load_always(page, &mut self.words),
+            None => gather(page, ALWAYS, &mut self.words),
+        }
+        let bits = if honour && self.address == Some(address) { self.get(Field::CLEAN_BITS) as u32 & clean::ALL } else { 0 };
+        if bits != clean::ALL {
+            for (group, words) in LOADS {
+                if bits & group == 0 {
+                    gather(page, words, &mut self.words);
+                }
             }
         }
-        let asid = self.get(Field::GUEST_ASID);
-        self.words[0x58 / 8] = read(memory, address + 0x58);
         if bits & clean::ASID != 0 {
             self.set(Field::GUEST_ASID, asid);
         }
@@ -141,27 +191,32 @@ impl Vmcb {
 
     /// Write back what #VMEXIT changes. `lbr`, `np` and `spec_ctrl`: those fields too.
     pub fn store(&self, memory: &GuestMemory, lbr: bool, np: bool, spec_ctrl: bool) {
-        let Some(address) = self.address else {
+        let Some(page) = self.page(memory) else {
             return;
         };
-        memory.scatter(address, &STORES, &self.words);
+        store_always(&self.words, page);
         if lbr {
-            memory.scatter(address, &[0x670, 0x678, 0x680, 0x688, 0x690], &self.words);
+            scatter(page, &LBR, &self.words);
         }
         if np {
-            memory.scatter(address, &[0x668], &self.words);
+            scatter(page, &[0x668], &self.words);
         }
         if spec_ctrl {
-            memory.scatter(address, &[0x6e0], &self.words);
+            scatter(page, &[0x6e0], &self.words);
         }
     }
 
     /// Write back only the exit code and information: guest state was found invalid.
     pub fn store_exit(&self, memory: &GuestMemory) {
-        let Some(address) = self.address else {
-            return;
-        };
-        memory.scatter(address, &[0x70, 0x78, 0x80, 0x88], &self.words);
+        if let Some(page) = self.page(memory) {
+            scatter(page, &[0x70, 0x78, 0x80, 0x88], &self.words);
+        }
+    }
+
+    /// Where #VMEXIT writes, if it can be written.
+    #[inline(always)]
+    fn page<'a>(&self, memory: &'a GuestMemory) -> Option<&'a Page> {
+        memory.words(self.address?).filter(|(_, writable)| *writable).map(|(page, _)| page)
     }
 
     /// No instruction bytes: the exit has none.
@@ -241,7 +296,7 @@ mod tests {
             if f.group == clean::NONE || f.group == clean::ASID || f == Field::TLB_CONTROL {
                 continue;
             }
-            let words = LOADS.iter().find(|l| l.0 == f.group).expect("a list").1;
+            let words = LOADS.iter().find(|l| l.0 == f.group).map_or(ALWAYS, |l| l.1);
             assert!(words.contains(&(f.offset & !7)), "{} is not loaded by its group", row.name);
         }
     }

@@ -5,6 +5,7 @@ use undervisor_core::{Activity, CpuState, Cr0, Cr4, Efer, Segment, Shadow, Table
 use crate::capabilities::Capabilities;
 use crate::checks::{self, Context, Failure, Outcome};
 use crate::controls::{entry, interruptibility, interruption};
+use crate::exit::HostSegments;
 use crate::fields::{Field, Groups};
 use crate::memory::Memory;
 use crate::reason::{ENTRY_FAILURE, ExitInformation, basic};
@@ -34,7 +35,11 @@ pub fn check(
     let result = checks::controls_and_host(&context).and_then(|()| checks::guest_state(&context));
     match result {
         Ok(()) => {
+            if vmcs.dirty & HostSegments::GROUPS != 0 {
+                vmcs.host = HostSegments::of(vmcs);
+            }
             vmcs.dirty = 0;
+            vmcs.passed_in_long_mode = state.long_mode();
             Ok(())
         }
         Err(f) => {

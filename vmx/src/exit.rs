@@ -141,6 +141,47 @@ const HOST_CODE_32: u32 = 0xc09b;
 const HOST_DATA: u32 = 0xc093;
 const HOST_TR: u32 = 0x008b;
 
+/// Segment and descriptor-table registers as VM exit loads them (SDM vol. 3, Loading Host Segment and Descriptor-Table Registers): as the
+/// processor holds them, so that an exit only copies. They follow from the fields of [`HostSegments::GROUPS`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostSegments {
+    segments: [Segment; 6],
+    tr: Segment,
+    gdtr: TableReg,
+    idtr: TableReg,
+}
+
+impl HostSegments {
+    /// Dirty groups that make them stale.
+    pub const GROUPS: u8 = Groups::CONTROLS | Groups::HOST;
+
+    pub fn of(v: &Vmcs) -> HostSegments {
+        let data = |selector: Field, base: u64| match v.get(selector) as u16 {
+            0 => Segment { selector: 0, access: Segment::UNUSABLE, limit: 0, base },
+            selector => Segment { selector, access: HOST_DATA, limit: u32::MAX, base },
+        };
+        let code = if v.exit_control(exit::HOST_ADDRESS_SPACE_SIZE) { HOST_CODE_64 } else { HOST_CODE_32 };
+        HostSegments {
+            segments: [
+                data(Field::HOST_ES_SELECTOR, 0),
+                Segment { selector: v.get(Field::HOST_CS_SELECTOR) as u16, access: code, limit: u32::MAX, base: 0 },
+                data(Field::HOST_SS_SELECTOR, 0),
+                data(Field::HOST_DS_SELECTOR, 0),
+                data(Field::HOST_FS_SELECTOR, v.get(Field::HOST_FS_BASE)),
+                data(Field::HOST_GS_SELECTOR, v.get(Field::HOST_GS_BASE)),
+            ],
+            tr: Segment {
+                selector: v.get(Field::HOST_TR_SELECTOR) as u16,
+                access: HOST_TR,
+                limit: 0x67,
+                base: v.get(Field::HOST_TR_BASE),
+            },
+            gdtr: TableReg { base: v.get(Field::HOST_GDTR_BASE), limit: 0xffff },
+            idtr: TableReg { base: v.get(Field::HOST_IDTR_BASE), limit: 0xffff },
+        }
+    }
+}
+
 /// Load host state (SDM vol. 3, Loading Host State). `Err`: the VMX-abort indicator.
 pub fn load_host(v: &Vmcs, s: &mut CpuState, memory: &dyn Memory, physical_address_bits: u32) -> Result<(), u32> {
     let size64 = v.exit_control(exit::HOST_ADDRESS_SPACE_SIZE);
@@ -172,26 +213,19 @@ pub fn load_host(v: &Vmcs, s: &mut CpuState, memory: &dyn Memory, physical_addre
     if v.exit_control(exit::CLEAR_BNDCFGS) {
         s.msrs.bndcfgs = 0;
     }
-    const BASES: [Option<Field>; 6] = [None, None, None, None, Some(Field::HOST_FS_BASE), Some(Field::HOST_GS_BASE)];
-    for n in 0..6u8 {
-        let selector = v.get(Field::HOST_ES_SELECTOR.plus(n)) as u16;
-        let base = BASES[n as usize].map_or(0, |f| v.get(f));
-        s.seg[n as usize] = match n {
-            1 => Segment { selector, access: if size64 { HOST_CODE_64 } else { HOST_CODE_32 }, limit: u32::MAX, base: 0 },
-            _ if selector == 0 => Segment { selector, access: Segment::UNUSABLE, limit: 0, base },
-            _ => Segment { selector, access: HOST_DATA, limit: u32::MAX, base },
-        };
-    }
+    let changed;
+    let host = if v.dirty & HostSegments::GROUPS == 0 {
+        &v.host
+    } else {
+        changed = HostSegments::of(v);
+        &changed
+    };
+    s.seg = host.segments;
     s.mirror_bases();
     s.ldtr = Segment { selector: 0, access: Segment::UNUSABLE, limit: 0, base: 0 };
-    s.tr = Segment {
-        selector: v.get(Field::HOST_TR_SELECTOR) as u16,
-        access: HOST_TR,
-        limit: 0x67,
-        base: v.get(Field::HOST_TR_BASE),
-    };
-    s.gdtr = TableReg { base: v.get(Field::HOST_GDTR_BASE), limit: 0xffff };
-    s.idtr = TableReg { base: v.get(Field::HOST_IDTR_BASE), limit: 0xffff };
+    s.tr = host.tr;
+    s.gdtr = host.gdtr;
+    s.idtr = host.idtr;
     s.set_gpr(regs::RSP, v.get(Field::HOST_RSP));
     s.set_rip(v.get(Field::HOST_RIP));
     s.set_rflags(2);

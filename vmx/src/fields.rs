@@ -307,8 +307,12 @@ impl Field {
 
 /// From an encoding to a field.
 pub struct Lookup {
-    slots: [u8; 1024],
+    /// By encoding: the fields of a width and type, which are used together, share few cache lines.
+    slots: Box<[u8; ENCODINGS]>,
 }
+
+/// Encodings run below this: 14:13 width, 11:10 type, 9:1 index, 0 access type; bit 12 is reserved.
+const ENCODINGS: usize = 1 << 15;
 
 /// What a slot says when there is no such field.
 const ABSENT: u8 = 0xff;
@@ -316,34 +320,28 @@ const ABSENT: u8 = 0xff;
 impl Lookup {
     /// The fields that exist with these features.
     pub fn new(features: VmxFeatures) -> Lookup {
-        let mut slots = [ABSENT; 1024];
+        let mut slots = Box::new([ABSENT; ENCODINGS]);
         for (i, row) in FIELDS.iter().enumerate() {
             if row.gate.is_empty() || features.intersects(row.gate) {
-                slots[Self::slot(row.encoding as u64)] = i as u8;
+                slots[row.encoding as usize % ENCODINGS] = i as u8;
+                if row.width() == Width::W64 {
+                    slots[(row.encoding as usize | 1) % ENCODINGS] = i as u8;
+                }
             }
         }
         Lookup { slots }
     }
 
-    const fn slot(encoding: u64) -> usize {
-        ((encoding >> 13 & 3) << 8 | (encoding >> 10 & 3) << 6 | encoding >> 1 & 0x3f) as usize
-    }
-
     /// The field that `encoding` names, and whether it is its high half.
     #[inline]
     pub fn find(&self, encoding: u64) -> Option<(Field, bool)> {
-        const BITS: u64 = 0x6c7f;
-        let high = encoding & 1 != 0;
-        if encoding & !BITS != 0 || (high && encoding >> 13 & 3 != 1) {
-            return None;
-        }
-        let f = self.slots[Self::slot(encoding)];
-        (f != ABSENT).then_some((Field(f), high))
+        let f = *self.slots.get(usize::try_from(encoding).ok()?)?;
+        (f != ABSENT).then_some((Field(f), encoding & 1 != 0))
     }
 
     /// Highest index of any field that exists (for IA32_VMX_VMCS_ENUM).
     pub fn highest_index(&self) -> u64 {
-        self.slots.iter().enumerate().filter(|(_, f)| **f != ABSENT).map(|(i, _)| i as u64 & 0x3f).max().unwrap_or(0)
+        self.slots.iter().enumerate().filter(|(_, f)| **f != ABSENT).map(|(i, _)| i as u64 >> 1 & 0x1ff).max().unwrap_or(0)
     }
 }
 

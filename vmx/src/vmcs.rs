@@ -12,6 +12,7 @@
 
 use crate::capabilities::REVISION;
 use crate::controls::{entry, primary, secondary};
+use crate::exit::HostSegments;
 use crate::fields::{Field, FieldType, Groups};
 use crate::memory::Memory;
 
@@ -53,12 +54,22 @@ pub struct Vmcs {
     values: [u64; 256],
     /// Groups written since their checks last passed.
     pub dirty: u8,
+    /// The processor was in IA-32e mode when they last passed.
+    pub passed_in_long_mode: bool,
     pub launched: bool,
+    /// What VM exit loads, worked out when they last passed: see [`HostSegments`].
+    pub host: HostSegments,
 }
 
 impl Default for Vmcs {
     fn default() -> Vmcs {
-        Vmcs { values: [0; 256], dirty: Groups::ALL, launched: false }
+        Vmcs {
+            values: [0; 256],
+            dirty: Groups::ALL,
+            passed_in_long_mode: false,
+            launched: false,
+            host: HostSegments::default(),
+        }
     }
 }
 

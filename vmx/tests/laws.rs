@@ -77,8 +77,36 @@ fn value() -> impl Strategy<Value = u64> {
     prop_oneof![any::<u64>(), 0..0x400u64, (0..64u32).prop_map(|b| 1 << b), (0..64u32).prop_map(|b| !(1 << b))]
 }
 
+/// A VMCS that has passed is not taken on trust by a processor in another mode.
+#[test]
+fn the_address_space_check_sees_the_processors_mode() {
+    let (mut v, capabilities, memory) = (valid(), capabilities(), Words::new(4096));
+    assert!(check(&mut v, &capabilities, &host(), &memory, 0).is_ok());
+    assert_eq!(v.dirty, 0);
+    let legacy = CpuState::new();
+    let refused = check(&mut v, &capabilities, &legacy, &memory, 0);
+    assert!(matches!(refused, Err(Refusal::Fail(8, _))), "{refused:?}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// What an exit loads follows from the fields, whether it was worked out at the entry or not.
+    #[test]
+    fn host_state_is_that_of_the_fields(f in field(), x in value(), g in field(), y in value()) {
+        let (mut v, capabilities, memory) = (valid(), capabilities(), Words::new(4096));
+        for (f, x) in [(f, x), (g, y)] {
+            v.set(f, x);
+            if check(&mut v, &capabilities, &host(), &memory, 0).is_err() {
+                return Ok(());
+            }
+            let mut fresh = v.clone();
+            fresh.dirty = u8::MAX;
+            let (mut a, mut b) = (host(), host());
+            prop_assert_eq!(load_host(&v, &mut a, &memory, 46), load_host(&fresh, &mut b, &memory, 46));
+            prop_assert_eq!(format!("{a:?}"), format!("{b:?}"));
+        }
+    }
 
     /// Any VMCS gives success or one refusal, never a panic; and what is accepted can be entered and left.
     #[test]

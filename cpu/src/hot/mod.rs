@@ -55,12 +55,29 @@ fn hot_slow<H: Hot>(cpu: &mut Cpu, op: OpRef) -> Flow {
 #[cold]
 #[inline(never)]
 pub fn abandon(cpu: &mut Cpu, op: OpRef, stop: Stop) -> Flow {
-    cpu.outcome = Err(stop);
     cpu.performance.pending = None;
     retire_before(cpu, op);
-    if stop != Stop::Exit {
-        cpu.state.regs[RIP as usize] = along(cpu.mode, cpu.state.rip().wrapping_add(op.offset as u64));
+    if stop == Stop::Exit {
+        return exited(cpu);
     }
+    cpu.outcome = Err(stop);
+    cpu.state.regs[RIP as usize] = along(cpu.mode, cpu.state.rip().wrapping_add(op.offset as u64));
+    None
+}
+
+/// The instruction in flight has ended in a VM exit, and counts as not retired: straight on to the hypervisor's block, if it is known and
+/// nothing asks for attention. What the run loop does between chains can wait as it does between the blocks of a chain; it is never
+/// late, for a guest's next deadline comes no later than its host's, and if it does, `attend` has left no budget.
+#[inline(always)]
+fn exited(cpu: &mut Cpu) -> Flow {
+    if cpu.attention == 0
+        && cpu.budget > 0
+        && cpu.patched.is_none()
+        && let Some(target) = cpu.jumps.find(cpu.state.rip(), cpu.fetch_tag)
+    {
+        return go(cpu, target);
+    }
+    cpu.outcome = Err(Stop::Exit);
     None
 }
 
@@ -225,6 +242,7 @@ fn row<'a>(op: OpRef) -> &'a cache::Slow {
 }
 
 /// General-form instruction in the middle of a block.
+#[inline(never)]
 pub fn slow(cpu: &mut Cpu, op: OpRef) -> Flow {
     match run_slow(cpu, op) {
         Ok(()) => next(cpu, op),
@@ -259,12 +277,14 @@ pub fn slow_end(cpu: &mut Cpu, op: OpRef) -> Flow {
     retire_before(cpu, op);
     match result {
         Ok(()) => cpu.budget -= 1,
+        Err(Stop::Exit) => {
+            cpu.performance.pending = None;
+            return exited(cpu);
+        }
         Err(stop) => {
             cpu.outcome = Err(stop);
             cpu.performance.pending = None;
-            if stop != Stop::Exit {
-                cpu.state.regs[RIP as usize] = rip;
-            }
+            cpu.state.regs[RIP as usize] = rip;
         }
     }
     None

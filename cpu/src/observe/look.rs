@@ -165,6 +165,6 @@ impl View {
 impl Cpu {
     /// What translates the addresses of the level that runs.
     pub fn view(&self) -> View {
-        View::of_paging(&self.translations.paging, self.translations.nested)
+        View::of_paging(self.translations.paging(), self.translations.nested)
     }
 }

@@ -314,7 +314,7 @@ fn npt(cpu: &Cpu, address: u64) -> Answer {
         }
         // The host's paging mode is the nested tables' too.
         _ => {
-            let mut paging = cpu.translations.paging;
+            let mut paging = *cpu.translations.paging();
             paging.root = root & 0x000f_ffff_ffff_f000;
             walk_npt(&cpu.shared.memory, &paging, address)
         }

@@ -133,8 +133,11 @@ pub fn controls_and_host(context: &Context<'_>) -> Result<(), Failure> {
         run(&host::REGISTERS, context)?;
         run(&host::SEGMENTS, context)?;
     }
-    // Depends on the mode of the processor, too; it is short.
-    run(&host::ADDRESS_SPACE, context)
+    // Depends on the mode of the processor, too.
+    if dirty & (Groups::CONTROLS | Groups::HOST) != 0 || context.vmcs.passed_in_long_mode != context.state.long_mode() {
+        run(&host::ADDRESS_SPACE, context)?;
+    }
+    Ok(())
 }
 
 /// The checks on guest state (SDM vol. 3, Checks on the Guest State Area).

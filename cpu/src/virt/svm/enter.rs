@@ -66,7 +66,7 @@ impl Cpu {
             let gmet = features.contains(SvmFeatures::GUEST_MODE_EXECUTE_TRAP)
                 && v.get(Field::NESTED_CONTROL) & nested::GMET_ENABLE != 0;
             let paging_limits = self.translations.limits();
-            nested_paging(&mut seam.npt, &self.translations.paging, v.get(Field::N_CR3), gmet, &paging_limits);
+            nested_paging(&mut seam.npt, self.translations.host_paging(), v.get(Field::N_CR3), gmet, &paging_limits);
             self.translations.nested = Nested::Npt(seam.npt);
         } else if self.load_pdptes(self.state.cr3, self.state.cr0, self.state.cr4).is_err() {
             self.virt.svm.refused = Some("PDPTEs");

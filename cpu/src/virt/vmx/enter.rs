@@ -1,19 +1,52 @@
 //! VM entry: VMLAUNCH and VMRESUME (SDM vol. 3, VM Entries).
 
 use undervisor_core::{Activity, Event, EventKind, Rflags, Vector};
+use undervisor_mmu::Ept;
 use undervisor_vmx::capabilities::PREEMPTION_TIMER_SHIFT;
 use undervisor_vmx::checks::state::NO_VMCS;
 use undervisor_vmx::controls::{interruption, pin, primary, secondary};
 use undervisor_vmx::entry::{Refusal, check, load_guest};
 use undervisor_vmx::exit::record_failure;
+use undervisor_vmx::fields::Groups;
 use undervisor_vmx::reason::{ENTRY_FAILURE, basic, error};
-use undervisor_vmx::{ExitInformation, Field, Memory, msr_area};
+use undervisor_vmx::{ExitInformation, Field, Memory, Vmcs, msr_area};
 
 use crate::cpu::{Cpu, Exec, attention};
 use crate::observe::{injected as injected_event, want};
 use crate::paging::Nested;
 
+/// What an entry takes from the controls, worked out once they have changed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Plan {
+    made: bool,
+    vpid: u16,
+    /// The EPTP (which VMFUNC changes too) and what it stands for.
+    eptp: u64,
+    ept: Option<Ept>,
+    /// Controls that are on ask for something to be watched or set up.
+    watch: bool,
+}
+
+impl Plan {
+    /// Whether it is still what the VMCS asks for. The page-modification log's index moves with every exit.
+    fn stands(&self, v: &Vmcs) -> bool {
+        self.made && self.ept.is_none_or(|e| e.pml.is_none() && self.eptp == v.get(Field::EPT_POINTER))
+    }
+}
+
 impl Cpu {
+    #[inline(never)]
+    fn vmx_plan(&mut self) {
+        let v = &self.virt.vmx.vmcs;
+        let (vpid, eptp) = (v.vpid(), v.get(Field::EPT_POINTER));
+        let windows = primary::INTERRUPT_WINDOW_EXITING | primary::NMI_WINDOW_EXITING | primary::MONITOR_TRAP_FLAG;
+        let watch = v.primary(windows)
+            || v.pin(pin::PREEMPTION_TIMER)
+            || v.secondary(secondary::VIRTUAL_INTERRUPT_DELIVERY | secondary::VIRTUALIZE_APIC_ACCESSES);
+        let ept = if v.ept() { Some(self.vmx_ept(eptp)) } else { None };
+        self.virt.vmx.plan = Plan { made: true, vpid, eptp, ept, watch };
+    }
+
     /// VMLAUNCH or VMRESUME, privilege already checked.
     pub(super) fn vmx_enter(&mut self, launch: bool) -> Exec {
         let x = &self.virt.vmx;
@@ -35,11 +68,15 @@ impl Cpu {
             });
             return Ok(());
         }
-        let shared = self.shared.clone();
-        let memory: &dyn Memory = &*shared;
-        let capabilities = self.vmx_capabilities();
+        if self.virt.vmx.capabilities.is_none() {
+            self.vmx_capabilities();
+        }
         let x = &mut self.virt.vmx;
-        match check(&mut x.vmcs, &capabilities, &self.state, memory, x.current) {
+        if x.vmcs.dirty & Groups::CONTROLS != 0 {
+            x.plan.made = false;
+        }
+        let Some(capabilities) = &x.capabilities else { return Ok(()) };
+        match check(&mut x.vmcs, capabilities, &self.state, &*self.shared, x.current) {
             Ok(()) => {}
             Err(Refusal::Fail(number, failure)) => {
                 x.refusal = Some(failure);
@@ -60,10 +97,12 @@ impl Cpu {
                 return Ok(());
             }
         }
-        let (now, tsc) = (self.now(), self.tsc());
+        let now = self.now();
+        // The preemption timer counts from here, whatever the guest's MSRs make of the TSC.
+        let tsc = if self.vmx_pin(pin::PREEMPTION_TIMER) { self.tsc() } else { 0 };
         self.count();
         let counting = self.state.msrs.performance.global_control;
-        load_guest(&self.virt.vmx.vmcs, &mut self.state, memory);
+        load_guest(&self.virt.vmx.vmcs, &mut self.state, &*self.shared);
         if self.state.msrs.performance.global_control != counting {
             self.performance_changed();
         }
@@ -71,7 +110,8 @@ impl Cpu {
         let count = self.virt.vmx.vmcs.get32(Field::ENTRY_MSR_LOAD_COUNT);
         if count != 0 {
             let area = self.virt.vmx.vmcs.get(Field::ENTRY_MSR_LOAD_ADDRESS);
-            if let Err(n) = msr_area::load(memory, area, count, |msr, value| self.write_msr(msr, value).is_ok()) {
+            let shared = self.shared.clone();
+            if let Err(n) = msr_area::load(&*shared, area, count, |msr, value| self.write_msr(msr, value).is_ok()) {
                 if self.observing != 0 {
                     let from = self.instruction_rip;
                     self.observe_msr_load_failed(n as u64, area, from);
@@ -83,7 +123,7 @@ impl Cpu {
         }
         self.counters.vm_entries += 1;
         self.virt.vmx.vmcs.launched = true;
-        self.vmx_entered(&*shared, now, tsc);
+        self.vmx_entered(now, tsc);
         let info = self.virt.vmx.vmcs.get32(Field::ENTRY_INTERRUPTION_INFORMATION);
         if self.observing & (want::ENTRIES | want::STATISTICS | want::LINT) != 0 {
             let from = self.instruction_rip;
@@ -104,33 +144,57 @@ impl Cpu {
     }
 
     /// The guest's state is loaded: what surrounds it.
-    fn vmx_entered(&mut self, memory: &dyn Memory, now: u64, tsc: u64) {
+    fn vmx_entered(&mut self, now: u64, tsc: u64) {
+        if !self.virt.vmx.plan.stands(&self.virt.vmx.vmcs) {
+            self.vmx_plan();
+        }
+        let plan = &self.virt.vmx.plan;
+        self.virt.guest = true;
+        self.translations.guest = true;
+        self.translations.tag = plan.vpid as u32;
+        self.translations.nested = plan.ept.map_or(Nested::None, Nested::Ept);
+        if plan.vpid == 0 {
+            self.spaces.forget(|k| k.tag == 0);
+        }
+        let injecting = self.virt.vmx.vmcs.get32(Field::ENTRY_INTERRUPTION_INFORMATION) & interruption::VALID != 0;
+        let watch = (plan.watch || injecting) && self.vmx_watch_from(now, tsc);
+        self.virt.vmx.pause_last = 0;
+        self.mode_changed();
+        let mut bits = if watch { attention::VIRT } else { 0 };
+        if self.state.activity != Activity::Active {
+            bits |= attention::INACTIVE;
+        }
+        // What stands between the host and its next instruction is not the guest's.
+        self.attention &= !(attention::SHADOW | attention::INACTIVE);
+        self.suppress_trap();
+        self.notes.rf_loaded = true;
+        self.notes.shadow_set = self.state.shadow.sti || self.state.shadow.mov_ss;
+        let s = &self.state;
+        if s.shadow.sti || s.shadow.mov_ss {
+            bits |= attention::SHADOW;
+        }
+        if s.pending_debug != 0 || s.flag(Rflags::TF) || s.flag(Rflags::RF) || s.dr7 & 0xff != 0 {
+            bits |= attention::DEBUG;
+        }
+        if bits != 0 {
+            self.attend(bits);
+        }
+        self.look_for_events();
+    }
+
+    /// Set up what the guest is to be watched for, or set up with, that not every guest is. Whether its boundaries must be looked at.
+    fn vmx_watch_from(&mut self, now: u64, tsc: u64) -> bool {
         let v = &self.virt.vmx.vmcs;
-        let vpid = v.vpid();
-        let eptp = v.ept().then(|| v.get(Field::EPT_POINTER));
-        let mut watch = v.primary(primary::INTERRUPT_WINDOW_EXITING | primary::NMI_WINDOW_EXITING)
-            || v.secondary(secondary::VIRTUAL_INTERRUPT_DELIVERY);
+        let delivery = v.secondary(secondary::VIRTUAL_INTERRUPT_DELIVERY);
+        let mut watch = v.primary(primary::INTERRUPT_WINDOW_EXITING | primary::NMI_WINDOW_EXITING) || delivery;
         let timer = v.pin(pin::PREEMPTION_TIMER).then(|| v.get(Field::PREEMPTION_TIMER_VALUE));
         let mtf = v.primary(primary::MONITOR_TRAP_FLAG);
         let info = v.get32(Field::ENTRY_INTERRUPTION_INFORMATION);
-        let apic_access =
-            if v.secondary(secondary::VIRTUALIZE_APIC_ACCESSES) { v.get(Field::APIC_ACCESS_ADDRESS) } else { NO_VMCS };
-        let threshold = v.primary(primary::TPR_SHADOW)
-            && v.secondary(secondary::VIRTUALIZE_APIC_ACCESSES)
-            && !v.secondary(secondary::VIRTUAL_INTERRUPT_DELIVERY);
-        let delivery = v.secondary(secondary::VIRTUAL_INTERRUPT_DELIVERY);
-        self.virt.guest = true;
-        self.translations.guest = true;
-        self.translations.tag = vpid as u32;
-        self.translations.nested = match eptp {
-            None => Nested::None,
-            Some(eptp) => Nested::Ept(self.vmx_ept(eptp)),
-        };
-        if vpid == 0 {
-            self.spaces.forget(|k| k.tag == 0);
+        let apic_access = v.secondary(secondary::VIRTUALIZE_APIC_ACCESSES);
+        let threshold = apic_access && v.primary(primary::TPR_SHADOW) && !delivery;
+        if apic_access {
+            self.virt.vmx.apic_access_page = v.get(Field::APIC_ACCESS_ADDRESS);
         }
-        self.virt.vmx.apic_access_page = apic_access;
-        self.virt.vmx.pause_last = 0;
         if let Some(ticks) = timer {
             let start = tsc >> PREEMPTION_TIMER_SHIFT;
             self.virt.vmx.timer = Some(start.wrapping_add(ticks) << PREEMPTION_TIMER_SHIFT);
@@ -138,6 +202,7 @@ impl Cpu {
             watch = true;
         }
         if delivery || threshold {
+            let memory: &dyn Memory = &*self.shared;
             let mut apic = undervisor_vmx::apic::VirtualApic { vmcs: &mut self.virt.vmx.vmcs, memory };
             apic.entered();
             if threshold && apic.below_threshold() {
@@ -160,27 +225,7 @@ impl Cpu {
             }
             watch = true;
         }
-        self.mode_changed();
-        let mut bits = if watch { attention::VIRT } else { 0 };
-        if self.state.activity != Activity::Active {
-            bits |= attention::INACTIVE;
-        }
-        // What stands between the host and its next instruction is not the guest's.
-        self.attention &= !(attention::SHADOW | attention::INACTIVE);
-        self.suppress_trap();
-        self.notes.rf_loaded = true;
-        self.notes.shadow_set = self.state.shadow.sti || self.state.shadow.mov_ss;
-        let s = &self.state;
-        if s.shadow.sti || s.shadow.mov_ss {
-            bits |= attention::SHADOW;
-        }
-        if s.pending_debug != 0 || s.flag(Rflags::TF) || s.flag(Rflags::RF) || s.dr7 & 0xff != 0 {
-            bits |= attention::DEBUG;
-        }
-        if bits != 0 {
-            self.attend(bits);
-        }
-        self.look_for_events();
+        watch
     }
 
     /// Event injection (SDM vol. 3, Event Injection).

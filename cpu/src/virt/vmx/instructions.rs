@@ -401,11 +401,11 @@ impl Cpu {
     #[inline(always)]
     fn vmx_fields_plain(&self, watched: u32) -> bool {
         let x = &self.virt.vmx;
-        x.on && !self.virt.guest
+        // Outside VMX operation nothing is current.
+        x.current != NO_VMCS
+            && !self.virt.guest
             && self.state.cpl == 0
             && self.mode.is64()
-            && x.current != NO_VMCS
-            && x.capabilities.is_some()
             && !self.debugger.fields
             && self.observing & watched == 0
     }

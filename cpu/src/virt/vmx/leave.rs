@@ -71,8 +71,6 @@ impl Cpu {
     /// A VM exit: record, save, switch.
     pub(super) fn vmx_exit(&mut self, mut information: ExitInformation, rip: u64, rf: SavedRf) -> Stop {
         self.count();
-        let shared = self.shared.clone();
-        let memory: &dyn Memory = &*shared;
         let mut flags = self.state.rflags();
         match rf {
             SavedRf::Clear => flags &= !Rflags::RF.bits(),
@@ -113,7 +111,8 @@ impl Cpu {
         self.virt.guest = false;
         self.vmx_forget_guest();
         if count != 0 {
-            let stored = msr_area::store(memory, area, count, |n| self.read_msr(n).ok());
+            let shared = self.shared.clone();
+            let stored = msr_area::store(&*shared, area, count, |n| self.read_msr(n).ok());
             if stored.is_err() {
                 return self.vmx_abort(abort::SAVING_GUEST_MSRS);
             }
@@ -169,11 +168,9 @@ impl Cpu {
 
     /// Load host state and MSRs; the end of every exit, of failed entries too.
     pub(super) fn vmx_load_host(&mut self, no_vpid: bool) {
-        let shared = self.shared.clone();
-        let memory: &dyn Memory = &*shared;
         let bits = self.physical_bits();
         let counting = self.state.msrs.performance.global_control;
-        if let Err(why) = load_host(&self.virt.vmx.vmcs, &mut self.state, memory, bits) {
+        if let Err(why) = load_host(&self.virt.vmx.vmcs, &mut self.state, &*self.shared, bits) {
             self.vmx_abort(why);
             return;
         }
@@ -187,7 +184,8 @@ impl Cpu {
         let count = self.virt.vmx.vmcs.get32(Field::EXIT_MSR_LOAD_COUNT);
         if count != 0 {
             let area = self.virt.vmx.vmcs.get(Field::EXIT_MSR_LOAD_ADDRESS);
-            if msr_area::load(memory, area, count, |n, value| self.write_msr(n, value).is_ok()).is_err() {
+            let shared = self.shared.clone();
+            if msr_area::load(&*shared, area, count, |n, value| self.write_msr(n, value).is_ok()).is_err() {
                 self.vmx_abort(abort::LOADING_HOST_MSRS);
                 return;
             }

@@ -36,6 +36,8 @@ pub struct VmxSeam {
     /// Contents of the current VMCS.
     pub vmcs: Vmcs,
     capabilities: Option<Rc<Capabilities>>,
+    /// What entries take from the controls.
+    plan: enter::Plan,
     /// A trap-like exit to be taken at the next boundary (TPR below threshold, APIC write, EOI, MTF of an entry).
     pending_exit: Option<ExitInformation>,
     /// Offset of a write to the APIC-access page that waits for its emulation.
@@ -67,6 +69,7 @@ impl Default for VmxSeam {
             current_is_shadow: false,
             vmcs: Vmcs::default(),
             capabilities: None,
+            plan: enter::Plan::default(),
             pending_exit: None,
             apic_written: None,
             alone: false,
@@ -270,9 +273,12 @@ impl Cpu {
 
     /// The parameters of EPT that an EPTP and the controls set.
     fn vmx_ept(&mut self, eptp: u64) -> Ept {
-        let capabilities = self.vmx_capabilities();
+        if self.virt.vmx.capabilities.is_none() {
+            self.vmx_capabilities();
+        }
         let v = &self.virt.vmx.vmcs;
-        let has = |f| capabilities.has(f);
+        let capabilities = self.virt.vmx.capabilities.as_deref();
+        let has = |f| capabilities.is_some_and(|c| c.has(f));
         use undervisor_core::VmxFeatures as F;
         Ept {
             root: eptp & 0x000f_ffff_ffff_f000,
@@ -281,7 +287,7 @@ impl Cpu {
             mode_based_execute: v.secondary(secondary::MODE_BASED_EXECUTE),
             execute_only: has(F::EPT_EXECUTE_ONLY),
             gigabyte_pages: has(F::EPT_1G),
-            physical_bits: capabilities.limits.physical_address_bits as u8,
+            physical_bits: self.model.physical_bits as u8,
             pml: v
                 .secondary(secondary::PML)
                 .then(|| undervisor_mmu::Pml { address: v.get(Field::PML_ADDRESS), index: v.get(Field::PML_INDEX) as u16 }),

@@ -301,3 +301,82 @@ fn counters_of_the_guest() {
     let (cpu, _) = run(Model::default(), true);
     assert_eq!(cpu.virt.vmx.refusal.unwrap().check.name, "exit-reserved");
 }
+
+/// Straight on from exits to the hypervisor, or by way of the run loop: the same at every instruction.
+#[test]
+fn chained_exits_are_the_stepped_ones() {
+    let start = || {
+        let cpu = launch(
+            |_| {},
+            |a| {
+                let mut top = a.create_label();
+                a.set_label(&mut top)?;
+                a.add(rsi, 3)?;
+                a.cpuid()?;
+                a.jmp(top)
+            },
+        );
+        place(&cpu, EXIT_CODE, |a| {
+            a.mov(edx, 0x681e)?;
+            a.vmread(rcx, rdx)?;
+            a.add(rcx, 2)?;
+            a.vmwrite(rdx, rcx)?;
+            a.vmresume()
+        });
+        let mut cpu = cpu;
+        cpu.shared.code().written(cpu.shared.memory.page_index(EXIT_CODE).expect("RAM"), 0, 4096);
+        cpu.state.set_rip(EXIT_CODE);
+        cpu
+    };
+    let (mut chained, mut stepped) = (start(), start());
+    let from = chained.now();
+    for count in [1, 7, 64, 500, 2000] {
+        chained.run(&mut NullBus, from + count);
+        while stepped.now() < from + count {
+            let next = stepped.now() + 1;
+            stepped.run(&mut NullBus, next);
+        }
+        assert_eq!(chained.now(), stepped.now());
+        assert_eq!(chained.state.regs[..17], stepped.state.regs[..17], "after {count}");
+        assert_eq!(chained.virt.guest, stepped.virt.guest, "after {count}");
+        assert_eq!(chained.counters.vm_exits, stepped.counters.vm_exits, "after {count}");
+    }
+    assert!(chained.counters.vm_exits > 200);
+}
+
+/// What an entry remembers of the controls does not outlive a VMWRITE to them.
+#[test]
+fn a_new_ept_pointer_is_the_next_entrys() {
+    let mut cpu = launch(
+        |c| {
+            let v = &mut c.virt.vmx.vmcs;
+            v.set(Field::PRIMARY_CONTROLS, (primary::TRUE_DEFAULT1 | primary::SECONDARY_CONTROLS) as u64);
+            v.set(Field::SECONDARY_CONTROLS, (secondary::EPT | secondary::VPID) as u64);
+            v.set(Field::VPID, 1);
+            v.set(Field::EPT_POINTER, EPT_TABLES | 0x1e);
+        },
+        |a| a.cpuid(),
+    );
+    exited(&cpu, basic::CPUID);
+    place(&cpu, 0x3000, |a| a.vmresume());
+    let resume = |cpu: &mut Cpu| {
+        cpu.state.set_rip(0x3000);
+        let now = cpu.now();
+        cpu.run(&mut NullBus, now + 10);
+    };
+    // An empty table.
+    cpu.virt.vmx.vmcs.set(Field::EPT_POINTER, 0x40000 | 0x1e);
+    cpu.virt.vmx.vmcs.set(Field::HOST_FS_BASE, 0x1234_5000);
+    cpu.virt.vmx.vmcs.set(Field::HOST_FS_SELECTOR, 16);
+    resume(&mut cpu);
+    exited(&cpu, basic::EPT_VIOLATION);
+    assert_eq!(cpu.state.segment(SegReg::Fs).base, 0x1234_5000);
+    cpu.virt.vmx.vmcs.set(Field::EPT_POINTER, EPT_TABLES | 0x1e);
+    resume(&mut cpu);
+    exited(&cpu, basic::CPUID);
+    cpu.virt.vmx.vmcs.set(Field::SECONDARY_CONTROLS, secondary::VPID as u64);
+    cpu.virt.vmx.vmcs.set(Field::VPID, 2);
+    cpu.virt.vmx.vmcs.set(Field::EPT_POINTER, 0x40000 | 0x1e);
+    resume(&mut cpu);
+    exited(&cpu, basic::CPUID);
+}
