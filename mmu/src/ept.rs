@@ -154,11 +154,16 @@ impl Ept {
         }
         let mut dirty = !self.accessed_dirty || leaf & DIRTY != 0;
         if self.accessed_dirty {
+            let used = &visited[level as usize..=top];
+            if let Some(pml) = &self.pml
+                && pml.index > 511
+                && (used.iter().any(|(_, e)| e & ACCESSED == 0) || r.write && leaf & DIRTY == 0)
+            {
+                // SDM vol. 3, Page-Modification Logging: it is enough that an accessed flag would have to be set.
+                return Err(EptFault::LogFull);
+            }
             if r.write && leaf & DIRTY == 0 {
                 if let Some(pml) = &mut self.pml {
-                    if pml.index > 511 {
-                        return Err(EptFault::LogFull);
-                    }
                     let at = (pml.address & !0xfff) + pml.index as u64 * 8;
                     if memory.write::<u64>(at, address & !0xfff).is_some() {
                         wrote(at);
@@ -309,6 +314,10 @@ mod tests {
         m.write::<u64>(0x4028, 0x9037).expect("RAM");
         e.pml = Some(Pml { address: 0x8000, index: 0xffff });
         assert_eq!(e.translate(&m, &|_| {}, &WRITE), Err(EptFault::LogFull));
+        // A read that would set an accessed flag finds the log full too; one that need not does not.
+        assert_eq!(e.translate(&m, &|_| {}, &READ), Err(EptFault::LogFull));
         assert_eq!(m.read::<u64>(0x4028), Some(0x9037));
+        m.write::<u64>(0x4028, 0x9137).expect("RAM");
+        assert!(e.translate(&m, &|_| {}, &READ).is_ok());
     }
 }
