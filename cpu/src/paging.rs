@@ -326,6 +326,9 @@ impl Cpu {
             return Ok(physical);
         }
         let found = self.walk(linear, Access::FETCH)?;
+        if self.vmx_in_apic_access_page(found.physical) {
+            return Err(self.vmx_apic_page_fetch(found.physical));
+        }
         self.translations.fetches[user][slot] = FetchEntry { tag, physical: found.physical & PAGE_MASK };
         Ok(found.physical)
     }

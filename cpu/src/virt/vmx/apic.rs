@@ -36,13 +36,18 @@ impl Cpu {
         physical & PAGE_MASK == self.virt.vmx.apic_access_page
     }
 
-    /// An APIC-access exit.
-    fn vmx_apic_access_exit(&mut self, physical: u64, write: bool) -> Stop {
-        // 11:0 offset; 15:12: 0 read, 1 write, 3 during event delivery.
-        let kind = if self.virt.delivering.is_some() { 3 } else { u64::from(write) };
+    /// An APIC-access exit: 11:0 offset; 15:12: 0 read, 1 write, 2 instruction fetch, 3 during event delivery.
+    fn vmx_apic_access_exit(&mut self, physical: u64, kind: u64) -> Stop {
+        let kind = if self.virt.delivering.is_some() { 3 } else { kind };
         let mut info = ExitInformation::qualified(basic::APIC_ACCESS, physical & 0xfff | kind << 12);
         info.instruction_length = self.vmx_instruction_length();
         self.vmx_exit_access(info)
+    }
+
+    /// An instruction fetch from the APIC-access page.
+    #[cold]
+    pub fn vmx_apic_page_fetch(&mut self, physical: u64) -> Stop {
+        self.vmx_apic_access_exit(physical, 2)
     }
 
     /// A read of the APIC-access page.
@@ -53,7 +58,7 @@ impl Cpu {
                 let word = shared.read_u32(at & !3) >> (8 * (at & 3));
                 Ok(word as u64 & (u64::MAX >> (64 - 8 * size)))
             }
-            PageAccess::Exit => Err(self.vmx_apic_access_exit(physical, false)),
+            PageAccess::Exit => Err(self.vmx_apic_access_exit(physical, 0)),
         }
     }
 
@@ -76,7 +81,7 @@ impl Cpu {
                 self.attend(attention::VIRT);
                 Ok(())
             }
-            PageAccess::Exit => Err(self.vmx_apic_access_exit(physical, true)),
+            PageAccess::Exit => Err(self.vmx_apic_access_exit(physical, 1)),
         }
     }
 
