@@ -27,8 +27,6 @@ pub enum Intercept {
     Mwait {
         armed: bool,
     },
-    Tpause,
-    Umwait,
     Xsetbv,
     /// XSS-bitmap of the components requested.
     Xsaves(u64),

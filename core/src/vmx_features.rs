@@ -54,7 +54,6 @@ features! {
     ENABLE_XSAVES = 28, "enable-xsaves";
     MODE_BASED_EXECUTE = 29, "mode-based-execute-control";
     TSC_SCALING = 30, "vmx-tsc-scaling";
-    USER_WAIT_PAUSE = 31, "user-wait-pause";
     // Tertiary controls.
     IPI_VIRTUALIZATION = 32, "ipi-virtualization";
     VIRTUALIZE_SPEC_CTRL = 33, "virtualize-spec-ctrl";
@@ -96,7 +95,6 @@ impl VmxFeatures {
             - VmxFeatures::TERTIARY
             - VmxFeatures::IPI_VIRTUALIZATION
             - VmxFeatures::VIRTUALIZE_SPEC_CTRL
-            - VmxFeatures::USER_WAIT_PAUSE
             - VmxFeatures::EPT_5_LEVEL
             - VmxFeatures::SAVE_PERF_GLOBAL_CTRL
             - VmxFeatures::INJECT_ANY_ERROR_CODE
@@ -133,7 +131,6 @@ impl VmxFeatures {
             VmxFeatures::RDSEED_EXITING,
             VmxFeatures::ENABLE_XSAVES,
             VmxFeatures::TSC_SCALING,
-            VmxFeatures::USER_WAIT_PAUSE,
         ]);
         let needs: [(VmxFeatures, VmxFeatures); 9] = [
             (VmxFeatures::SECONDARY, secondary),

@@ -87,7 +87,6 @@ const OPTIONAL: &[(VmxFeatures, Register, u32)] = &[
     (VmxFeatures::ENABLE_XSAVES, Register::Secondary, secondary::ENABLE_XSAVES),
     (VmxFeatures::MODE_BASED_EXECUTE, Register::Secondary, secondary::MODE_BASED_EXECUTE),
     (VmxFeatures::TSC_SCALING, Register::Secondary, secondary::TSC_SCALING),
-    (VmxFeatures::USER_WAIT_PAUSE, Register::Secondary, secondary::USER_WAIT_PAUSE),
     (VmxFeatures::LOAD_PERF_GLOBAL_CTRL, Register::Exit, exit::LOAD_PERF_GLOBAL_CTRL),
     (VmxFeatures::LOAD_PAT, Register::Exit, exit::SAVE_PAT | exit::LOAD_PAT),
     (VmxFeatures::LOAD_EFER, Register::Exit, exit::SAVE_EFER | exit::LOAD_EFER),

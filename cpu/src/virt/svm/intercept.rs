@@ -135,8 +135,6 @@ impl Cpu {
             Intercept::Vmmcall => self.svm_plain(reason::VMMCALL),
             Intercept::FerrFreeze => self.svm_plain(reason::FERR_FREEZE),
             Intercept::Getsec
-            | Intercept::Tpause
-            | Intercept::Umwait
             | Intercept::Xsaves(_)
             | Intercept::Xrstors(_)
             | Intercept::Rdrand { .. }

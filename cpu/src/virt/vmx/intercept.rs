@@ -63,18 +63,6 @@ impl Cpu {
             I::Mwait { armed } => {
                 self.exit_qualified_if(self.vmx_primary(primary::MWAIT_EXITING), basic::MWAIT, u64::from(armed))
             }
-            I::Tpause | I::Umwait => {
-                self.enabled(secondary::USER_WAIT_PAUSE)?;
-                let reason = if what == I::Tpause { basic::TPAUSE } else { basic::UMWAIT };
-                if self.vmx_primary(primary::RDTSC_EXITING) {
-                    let mut info = ExitInformation::new(reason);
-                    // 6:3 the operand, 12:11 its size (32 bits).
-                    let r = self.current_instruction().map_or(0, |i| register(&i, 0));
-                    info.instruction_information = r << 3 | 1 << 11;
-                    return Err(self.vmx_exit_instruction(info));
-                }
-                Ok(())
-            }
             I::Xsetbv => self.exit_if(true, basic::XSETBV),
             I::Xsaves(components) => self.vmx_xsaves(components, basic::XSAVES),
             I::Xrstors(components) => self.vmx_xsaves(components, basic::XRSTORS),
