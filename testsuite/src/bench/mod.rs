@@ -3,7 +3,7 @@
 //! A guest prints `@S name` when a workload begins and `@E name` when it ends on COM1; host time between the two is what counts, so
 //! firmware and boot loaders do not.
 
-mod emulators;
+pub(crate) mod emulators;
 mod exits;
 mod guests;
 mod linux;
@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
+use undervisor_core::Model;
 
 use guests::{Bare, Processor};
 
@@ -50,8 +51,14 @@ struct Compare {
 }
 
 /// What an emulator is to boot.
-enum Guest {
+pub enum Guest {
     Bare(Bare),
+    /// A hard disk, and what its boot sector loads as a multiboot kernel; for processors like this.
+    Disk {
+        disk: Vec<u8>,
+        image: Vec<u8>,
+        model: Box<Model>,
+    },
     Linux(linux::Files),
 }
 
@@ -84,8 +91,10 @@ impl Marks {
         }
     }
 
+    /// The guest is done, or has been reset and says the same again.
     fn done(&self) -> bool {
-        self.marks.last().is_some_and(|m| m.line == "@DONE" || m.line.starts_with("@FAIL"))
+        let [first, .., last] = &self.marks[..] else { return false };
+        last.line == "@DONE" || last.line.starts_with("@FAIL") || last.line == first.line
     }
 
     /// What the guest says has failed.
