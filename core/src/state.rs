@@ -117,8 +117,6 @@ pub struct Msrs {
     pub vm_cr: u64,
     pub vm_hsave_pa: u64,
     pub tsc_ratio: u64,
-    /// UMWAIT control (0xe1).
-    pub umwait_control: u64,
     /// #VE-independent last-branch state: DEBUGCTL.LBR's from/to and last exception from/to.
     pub last_branch: [u64; 4],
     pub mcg_status: u64,

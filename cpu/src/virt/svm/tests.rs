@@ -466,6 +466,36 @@ fn an_nmi_exits_and_stays_pending_until_gif() {
     assert!(r.cpu.signals.nmi && !r.cpu.virt.svm.gif);
 }
 
+/// An intercepted INIT exits; with VM_CR.R_INIT one becomes #SX, with error code 1.
+#[test]
+fn an_init_exits_or_becomes_sx() {
+    let mut r = Rig::new(|a| a.nop());
+    r.intercept(reason::INIT);
+    r.cpu.virt.svm.gif = false;
+    r.cpu.signal_init();
+    assert_eq!(r.run(), reason::INIT);
+    assert_eq!((r.get(Field::EXITINFO1), r.get(Field::EXITINFO2), r.get(Field::RIP)), (0, 0, GUEST));
+    let mut r = Rig::new(|a| a.nop());
+    r.intercept(reason::EXCEPTION_0 + 30);
+    r.cpu.state.msrs.vm_cr = 2;
+    r.cpu.virt.svm.gif = false;
+    r.cpu.signal_init();
+    assert_eq!(r.run(), reason::EXCEPTION_0 + 30);
+    assert_eq!((r.get(Field::EXITINFO1), r.get(Field::RIP)), (1, GUEST));
+}
+
+#[test]
+fn an_smi_exits_and_stays_pending() {
+    let mut r = Rig::new(|a| a.nop());
+    r.intercept(reason::SMI);
+    r.cpu.virt.svm.gif = false;
+    r.cpu.signals.smi = true;
+    r.cpu.attend(crate::cpu::attention::INTERRUPT);
+    assert_eq!(r.run(), reason::SMI);
+    assert_eq!((r.get(Field::EXITINFO1) & 1, r.get(Field::RIP)), (0, GUEST));
+    assert!(r.cpu.signals.smi);
+}
+
 #[test]
 fn pause_filter_counts() {
     let mut r = Rig::new(|a| {

@@ -234,6 +234,19 @@ fn round_trip_keeps_state() {
     assert_eq!(cpu.state.gpr(0), 5);
 }
 
+/// The vector is the qualification (SDM vol. 3, Basic VM-Exit Information).
+#[test]
+fn a_sipi_exits() {
+    let mut cpu = launch(|c| c.virt.vmx.vmcs.set(Field::GUEST_ACTIVITY, 3), |a| a.nop());
+    assert!(cpu.virt.guest);
+    cpu.signal_sipi(0x9a);
+    let now = cpu.now();
+    cpu.run(&mut NullBus, now + 10);
+    exited(&cpu, basic::SIPI);
+    assert_eq!(field(&cpu, Field::EXIT_QUALIFICATION), 0x9a);
+    assert_eq!((field(&cpu, Field::GUEST_ACTIVITY), field(&cpu, Field::GUEST_RIP)), (3, GUEST_CODE));
+}
+
 #[test]
 fn msr_and_cr_intercepts_need_their_bits() {
     let cpu = launch(
