@@ -42,6 +42,11 @@ struct Timer {
 }
 
 impl Timer {
+    /// Whether its line is up, and still the one of `pin`.
+    fn raised(&self, pin: Option<u8>) -> bool {
+        self.line.as_ref().is_some_and(|l| l.level() && Some(l.pin()) == pin)
+    }
+
     fn new() -> Timer {
         Timer {
             config: T_PERIODIC_CAP | T_64_CAP | T_FSB_CAP | ROUTES << 32,
@@ -132,8 +137,9 @@ impl Hpet {
     fn update_levels(&mut self) {
         for n in 0..TIMERS {
             let c = self.timers[n].config;
-            let up = c & (T_LEVEL | T_ENABLE | T_FSB) == T_LEVEL | T_ENABLE && self.running() && self.status & 1 << n != 0;
-            self.set_line(n, up);
+            let on = c & (T_ENABLE | T_FSB) == T_ENABLE && self.running();
+            let up = if c & T_LEVEL != 0 { self.status & 1 << n != 0 } else { self.timers[n].raised(self.pin(n)) };
+            self.set_line(n, on && up);
         }
     }
 
@@ -150,9 +156,9 @@ impl Hpet {
         } else if c & T_LEVEL != 0 {
             self.set_line(n, true);
         } else {
+            // An edge. The line stays up until the next: the 8259s forget a request whose line falls before they are asked for it.
             self.set_line(n, false);
             self.set_line(n, true);
-            self.set_line(n, false);
         }
     }
 
@@ -333,6 +339,23 @@ mod tests {
         assert_eq!(times, [5000, 6000, 7000]);
         assert_eq!(edges(&w, 0), 3);
         assert_eq!(h.read(7000, 0x108, 8), 800);
+    }
+
+    /// As the 8259s want it: what fires while they are not asked is still there when they are.
+    #[test]
+    fn an_edge_stays_up() {
+        let (mut h, w) = hpet();
+        h.write(0, 0x10, 8, ENABLE | LEGACY);
+        h.write(0, 0x100, 8, T_ENABLE);
+        h.write(0, 0x108, 8, 10);
+        h.tick(20 * TICK);
+        assert_eq!(w.take(), [Signal::Pin { pin: 0, level: true }]);
+        h.write(21 * TICK, 0x108, 8, 30);
+        assert_eq!(w.take(), []);
+        h.tick(40 * TICK);
+        assert_eq!(w.take(), [Signal::Pin { pin: 0, level: false }, Signal::Pin { pin: 0, level: true }]);
+        h.write(41 * TICK, 0x100, 8, 0);
+        assert_eq!(w.take(), [Signal::Pin { pin: 0, level: false }]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use undervisor_devices::fw_cfg::{self, FwCfg};
 use undervisor_devices::hpet::{self, Hpet};
 use undervisor_devices::i8042::{Effects, I8042};
 use undervisor_devices::ioapic::{self, IoApic};
-use undervisor_devices::pci::PciHost;
+use undervisor_devices::pci::{PciHost, is_ecam};
 use undervisor_devices::pic::Pic;
 use undervisor_devices::pit::Pit;
 use undervisor_devices::rtc::Rtc;
@@ -59,6 +59,11 @@ pub struct Board {
     pub debug_console: DebugConsole,
     pub test_device: TestDevice,
     pub pci: PciHost,
+    /// ISA interrupt lines that are up, and PCI interrupt requests (bit 0: PIRQA).
+    isa_lines: u16,
+    pirqs: u8,
+    /// 8259 input of each PIRQ, as last seen.
+    pirq_routes: [Option<u8>; 8],
     /// Scratch registers that old software expects: DMA page registers and the POST code port.
     dma_pages: [u8; 16],
     port_92: u8,
@@ -111,6 +116,9 @@ impl Board {
             debug_console: DebugConsole::new(parts.debug_console),
             test_device: TestDevice::new(w),
             pci: PciHost::default(),
+            isa_lines: 0,
+            pirqs: 0,
+            pirq_routes: [None; 8],
             dma_pages: [0; 16],
             port_92: 2,
             reset_control: 0,
@@ -163,6 +171,7 @@ impl Board {
         self.serial.iter_mut().for_each(Uart::reset);
         self.test_device.reset();
         self.pci.reset();
+        self.pirqs_routed();
         (self.port_92, self.reset_control, self.dma_pages) = (2, 0, [0; 16]);
     }
 
@@ -285,12 +294,34 @@ impl Board {
         match signal {
             Signal::Pin { pin, level } => {
                 if pin < 16 {
-                    self.pic.set_irq(pin, level);
+                    self.isa_lines = self.isa_lines & !(1 << pin) | u16::from(level) << pin;
+                    self.drive_8259(pin);
+                } else {
+                    let pirq = (pin - 16) as usize % 8;
+                    self.pirqs = self.pirqs & !(1 << pirq) | u8::from(level) << pirq;
+                    if let Some(irq) = self.pirq_routes[pirq] {
+                        self.drive_8259(irq);
+                    }
                 }
                 // ISA IRQ 0 is wired to I/O APIC input 2 (the MADT says so).
                 self.ioapic.set_pin(if pin == 0 { 2 } else { pin }, level);
             }
             Signal::Message { address, data } => self.message(address, data),
+        }
+    }
+
+    /// An input of the 8259s: the ISA line and the PCI interrupt requests routed to it.
+    fn drive_8259(&mut self, irq: u8) {
+        let routed = (0..8).any(|i| self.pirqs >> i & 1 != 0 && self.pirq_routes[i] == Some(irq));
+        self.pic.set_irq(irq, routed || self.isa_lines >> irq & 1 != 0);
+    }
+
+    /// The guest may have routed PCI interrupt requests elsewhere.
+    fn pirqs_routed(&mut self) {
+        let now = std::array::from_fn(|i| self.pci.pirq_route(i));
+        let before = std::mem::replace(&mut self.pirq_routes, now);
+        if before != now {
+            before.into_iter().chain(now).flatten().for_each(|irq| self.drive_8259(irq));
         }
     }
 
@@ -431,6 +462,7 @@ impl Board {
             acpi_pm::BASE..PM_END => self.acpi.write(self.clock, port - acpi_pm::BASE, size, value),
             _ => {
                 if self.pci.port_write(self.clock, port, size, value) {
+                    self.pirqs_routed();
                     return;
                 }
                 for i in 0..size as u16 {
@@ -480,12 +512,14 @@ impl Bus for Board {
             }
             _ if MESSAGE_RANGE.contains(&address) => self.message(address, value as u32),
             _ => {
-                if !self.pci.mmio_write(self.clock, address, size, value) {
-                    if (TestDevice::MMIO_BASE..TEST_END).contains(&address) {
-                        self.test_device.mmio_write(address - TestDevice::MMIO_BASE, size, value);
-                    } else {
-                        self.nothing_there("write of memory", address, size);
+                if self.pci.mmio_write(self.clock, address, size, value) {
+                    if is_ecam(address) {
+                        self.pirqs_routed();
                     }
+                } else if (TestDevice::MMIO_BASE..TEST_END).contains(&address) {
+                    self.test_device.mmio_write(address - TestDevice::MMIO_BASE, size, value);
+                } else {
+                    self.nothing_there("write of memory", address, size);
                 }
             }
         }

@@ -81,6 +81,7 @@ impl Dma for Ram {
 }
 
 /// Interrupt pin (global system interrupt) of INTx pin `pin` (0 = INTA) of a function in `slot`; the DSDT's `_PRT` says the same.
+/// Pin 16 is PIRQA, which the ISA bridge can also route to an input of the 8259s.
 pub fn intx_pin(slot: u8, pin: u8) -> u8 {
     16 + (slot.wrapping_add(pin) & 3)
 }

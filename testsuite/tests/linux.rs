@@ -70,8 +70,8 @@ fn initramfs(busybox: &Path, modules: &[PathBuf]) -> Image {
     Image::new("initramfs", archive.finish())
 }
 
-/// Boot the kernel of `flavour` with `cpus` processors to a shell, with these modules of its own at hand.
-fn shell(flavour: &str, cpus: usize, modules: &[&str]) -> Option<Terminal> {
+/// Boot the kernel of `flavour`, with `parameters`, with `cpus` processors to a shell, with these modules of its own at hand.
+fn shell(flavour: &str, parameters: &str, cpus: usize, modules: &[&str]) -> Option<Terminal> {
     let (kernel, busybox) = (images::find(&format!("vmlinuz-{flavour}"))?, images::find("busybox")?);
     let modules: Vec<PathBuf> = modules.iter().map(|m| images::module(flavour, m)).collect::<Option<_>>()?;
     let config = MachineConfig::new()
@@ -79,7 +79,7 @@ fn shell(flavour: &str, cpus: usize, modules: &[&str]) -> Option<Terminal> {
         .cpus(cpus)
         .kernel(Kernel {
             image: Image::read(&kernel).unwrap(),
-            command_line: "console=ttyS0 panic=-1".into(),
+            command_line: format!("console=ttyS0 panic=-1 {parameters}"),
             initrd: Some(initramfs(&busybox, &modules)),
             ..Kernel::default()
         })
@@ -134,7 +134,7 @@ fn power_off(mut t: Terminal) {
 
 #[test]
 fn cloud_kernel() {
-    let Some(mut t) = shell("cloud", 1, &[]) else { return };
+    let Some(mut t) = shell("cloud", "", 1, &[]) else { return };
     assert_eq!(t.command("nproc", PROMPT, 10).trim(), "1");
     assert!(t.command("uname -r", PROMPT, 10).contains("cloud-amd64"));
     check_programs(&mut t);
@@ -154,7 +154,7 @@ fn cloud_kernel() {
 fn generic_kernel_with_four_processors() {
     // What a distribution loads by the processor's model.
     let drivers = ["intel-uncore", "intel-uncore-frequency-common", "intel-uncore-frequency"];
-    let Some(mut t) = shell("amd64", 4, &drivers) else { return };
+    let Some(mut t) = shell("amd64", "", 4, &drivers) else { return };
     assert_eq!(t.command("nproc", PROMPT, 10).trim(), "4");
     assert_eq!(t.command("grep -c ^processor /proc/cpuinfo", PROMPT, 10).trim(), "4");
     // A program on each processor, at the same time, and each has an answer.
@@ -172,6 +172,26 @@ fn generic_kernel_with_four_processors() {
     check_programs(&mut t);
     check_log(&mut t);
     power_off(t);
+}
+
+/// Without I/O APIC and messages, and without local APIC: timers and PCI devices interrupt through the 8259s, to which the ISA
+/// bridge routes what the ACPI tables' interrupt links say.
+#[test]
+fn interrupts_through_the_8259s() {
+    let drivers = ["virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio-rng"];
+    for parameters in ["noapic pci=nomsi", "nolapic pci=nomsi"] {
+        let Some(mut t) = shell("cloud", parameters, 1, &drivers) else { return };
+        for driver in drivers {
+            let said = t.command(&format!("insmod /{driver}.ko && echo loaded"), PROMPT, 20);
+            assert!(said.contains("loaded"), "{driver}: {said}");
+        }
+        assert_eq!(t.command("dd if=/dev/hwrng bs=16 count=4 iflag=fullblock 2>/dev/null | wc -c", PROMPT, 20).trim(), "64");
+        let counts = t.command("grep virtio /proc/interrupts", PROMPT, 10);
+        let count = counts.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok());
+        assert!(counts.contains("XT-PIC") && count.is_some_and(|n| n > 0), "{counts}");
+        t.command("sleep 1", PROMPT, 10);
+        power_off(t);
+    }
 }
 
 /// A distribution's own user space on a qcow2 disk: its initramfs finds the disk, its init comes up, and someone logs in.

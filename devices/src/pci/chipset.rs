@@ -26,6 +26,9 @@ pub fn host_bridge() -> Fixed {
     Fixed { name: "host bridge", config }
 }
 
+/// PIRQn_ROUT: not routed to an 8259.
+pub const PIRQ_OFF: u8 = 0x80;
+
 /// The LPC bridge: ACPI base, interrupt routing, decode ranges.
 pub fn isa_bridge() -> Fixed {
     let mut config = ConfigSpace::new(INTEL, 0x2918, 2, 0x06_0100);
@@ -39,9 +42,9 @@ pub fn isa_bridge() -> Fixed {
     config.set(0x44, &[0x80]);
     config.allow(0x44, &[0x87]);
     // PIRQA–H: not routed to the 8259s.
-    config.set(0x60, &[0x80; 4]);
+    config.set(0x60, &[PIRQ_OFF; 4]);
     config.allow(0x60, &[0x8f; 4]);
-    config.set(0x68, &[0x80; 4]);
+    config.set(0x68, &[PIRQ_OFF; 4]);
     config.allow(0x68, &[0x8f; 4]);
     // LPC decode ranges and enables.
     config.allow(0x80, &[0xff; 16]);

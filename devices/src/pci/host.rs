@@ -1,8 +1,7 @@
 //! The host bridge's work: configuration mechanism 1, ECAM, and the way to each function's ranges.
 
-use super::{Attachment, BarRange, Bdf, ECAM_BASE, ECAM_BUSES, PciDevice, chipset, config};
+use super::{Attachment, BarRange, Bdf, ECAM_BASE, PciDevice, chipset, config, is_ecam};
 
-const ECAM_END: u64 = ECAM_BASE + (ECAM_BUSES << 20);
 const ADDRESS_PORT: u16 = 0xcf8;
 const DATA_PORTS: std::ops::RangeInclusive<u16> = 0xcfc..=0xcff;
 /// Where base addresses are given out, as firmware would.
@@ -20,6 +19,8 @@ pub struct PciHost {
     ranges: Vec<(BarRange, usize)>,
     next_memory: u64,
     next_io: u64,
+    /// PIRQA–H_ROUT of the ISA bridge.
+    pirq_routes: [u8; 8],
 }
 
 impl Default for PciHost {
@@ -34,6 +35,7 @@ impl Default for PciHost {
             ranges: Vec::new(),
             next_memory: WINDOW.start,
             next_io: IO_WINDOW.start,
+            pirq_routes: [chipset::PIRQ_OFF; 8],
         }
     }
 }
@@ -93,6 +95,17 @@ impl PciHost {
         for (i, (_, f)) in self.functions.iter().enumerate() {
             self.ranges.extend(f.ranges().into_iter().map(|r| (r, i)));
         }
+        if let Some(bridge) = self.find(0, 0x1f, 0) {
+            let [low, high] = [0x60, 0x68].map(|at| bridge.config_read(at, 4).to_le_bytes());
+            self.pirq_routes = std::array::from_fn(|i| if i < 4 { low[i] } else { high[i - 4] });
+        }
+    }
+
+    /// The 8259 input that PCI interrupt request `pirq` (0 = PIRQA) drives, if the ISA bridge routes it to one (ICH9 datasheet,
+    /// PIRQn_ROUT).
+    pub fn pirq_route(&self, pirq: usize) -> Option<u8> {
+        let route = *self.pirq_routes.get(pirq)?;
+        (route & chipset::PIRQ_OFF == 0 && matches!(route & 0xf, 3..=7 | 9..=12 | 14 | 15)).then_some(route & 0xf)
     }
 
     fn find(&mut self, bus: u8, device: u8, function: u8) -> Option<&mut Box<dyn PciDevice>> {
@@ -168,7 +181,7 @@ impl PciHost {
     }
 
     pub fn mmio_read(&mut self, now: u64, address: u64, size: usize) -> Option<u64> {
-        if (ECAM_BASE..ECAM_END).contains(&address) {
+        if is_ecam(address) {
             let at = (address - ECAM_BASE) as u32;
             // Eight bytes are two accesses.
             let low = self.config_read(at, size.min(4)) as u64;
@@ -181,7 +194,7 @@ impl PciHost {
 
     /// Whether anyone took it.
     pub fn mmio_write(&mut self, now: u64, address: u64, size: usize, value: u64) -> bool {
-        if (ECAM_BASE..ECAM_END).contains(&address) {
+        if is_ecam(address) {
             let at = (address - ECAM_BASE) as u32;
             self.config_write(now, at, size.min(4), value as u32);
             if size > 4 {

@@ -68,3 +68,8 @@ pub trait PciDevice {
 pub const ECAM_BASE: u64 = 0xb000_0000;
 /// Buses that ECAM covers.
 pub const ECAM_BUSES: u64 = 256;
+
+/// Whether a guest-physical address is one of configuration space.
+pub fn is_ecam(address: u64) -> bool {
+    (ECAM_BASE..ECAM_BASE + (ECAM_BUSES << 20)).contains(&address)
+}

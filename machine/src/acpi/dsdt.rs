@@ -2,8 +2,9 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Arg, Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Package,
-    PackageBuilder, ResourceTemplate, Return, Scope,
+    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Field, FieldAccessType,
+    FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Memory32Fixed, Method, Name, OpRegion, OpRegionSpace, Or,
+    Package, PackageBuilder, Path, ResourceTemplate, Return, Scope, Store, ZERO,
 };
 use acpi_tables::sdt::Sdt;
 use undervisor_devices::{acpi_pm, hpet, pci};
@@ -18,9 +19,13 @@ pub fn build(tables: &Tables) -> Sdt {
     Name::new("_S3_".into(), &Package::new(vec![&s3, &s3, &0u8, &0u8])).to_aml_bytes(&mut aml);
     let s5 = acpi_pm::SLEEP_TYPE_S5 as u8;
     Name::new("_S5_".into(), &Package::new(vec![&s5, &s5, &0u8, &0u8])).to_aml_bytes(&mut aml);
+    // The operating system says which interrupt controllers it uses (ACPI Specification, _PIC): 0 the 8259s, 1 I/O APICs.
+    Name::new("PICF".into(), &0u8).to_aml_bytes(&mut aml);
+    Method::new("_PIC".into(), 1, false, vec![&Store::new(&Path::new("PICF"), &Arg(0))]).to_aml_bytes(&mut aml);
     let mut system = Vec::new();
     processors(tables, &mut system);
     pci_root(tables, &mut system);
+    links(&mut system);
     platform(&mut system);
     aml.extend(Scope::raw("\\_SB_".into(), system));
     let mut table = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, 1);
@@ -59,27 +64,89 @@ fn pci_root(tables: &Tables, out: &mut Vec<u8>) {
         body.extend(part);
     }
     Name::new("_CRS".into(), &Raw(resources)).to_aml_bytes(&mut body);
-    Name::new("_PRT".into(), &routing()).to_aml_bytes(&mut body);
+    Name::new("PRTA".into(), &routing_to_io_apic()).to_aml_bytes(&mut body);
+    Name::new("PRTP".into(), &routing_to_links()).to_aml_bytes(&mut body);
+    let (io_apic, links) = (Return::new(&Path::new("PRTA")).bytes(), Return::new(&Path::new("PRTP")).bytes());
+    let (io_apic, links) = (Raw(io_apic), Raw(links));
+    let (picked, other) = (Path::new("PICF"), Else::new(vec![&links]));
+    Method::new("_PRT".into(), 0, false, vec![&If::new(&picked, vec![&io_apic]), &other]).to_aml_bytes(&mut body);
     isa_bridge(tables, &mut body);
     Device::new("PCI0".into(), vec![&Raw(body)]).to_aml_bytes(out);
 }
 
-/// Interrupt routing: every slot's four pins, straight to I/O APIC inputs.
-fn routing() -> PackageBuilder {
+/// Every slot's four pins, with the target that `target` makes of the global system interrupt.
+fn routing(mut target: impl FnMut(u8, &mut PackageBuilder)) -> PackageBuilder {
     let mut table = PackageBuilder::new();
     for slot in 0..32u8 {
         for pin in 0..4u8 {
-            let address = (slot as u32) << 16 | 0xffff;
-            let gsi = intx_pin(slot, pin);
-            table.add_element(&Package::new(vec![&address, &pin, &0u8, &gsi]));
+            let mut entry = PackageBuilder::new();
+            entry.add_element(&((slot as u32) << 16 | 0xffff));
+            entry.add_element(&pin);
+            target(intx_pin(slot, pin), &mut entry);
+            table.add_element(&entry);
         }
     }
     table
 }
 
+/// Straight to I/O APIC inputs.
+fn routing_to_io_apic() -> PackageBuilder {
+    routing(|gsi, entry| {
+        entry.add_element(&0u8);
+        entry.add_element(&gsi);
+    })
+}
+
+/// To the links, which lead to the 8259s.
+fn routing_to_links() -> PackageBuilder {
+    routing(|gsi, entry| {
+        entry.add_element(&Path::new(&format!("\\_SB_.{}", link_name(gsi - 16))));
+        entry.add_element(&0u8);
+    })
+}
+
+/// `pirq`: 0 for PIRQA.
+fn link_name(pirq: u8) -> String {
+    format!("LNK{}", (b'A' + pirq) as char)
+}
+
+/// PCI interrupt links (ACPI Specification, PCI Interrupt Link Device): the ISA bridge's registers that route PIRQA–D to the 8259s.
+fn links(out: &mut Vec<u8>) {
+    /// Where the interrupt's number stands in its descriptor.
+    const NUMBER: u8 = 5;
+    for pirq in 0..4u8 {
+        let route = Path::new(&format!("\\_SB_.PCI0.ISA_.PRQ{}", (b'A' + pirq) as char));
+        let interrupt = |n: u32| ResourceTemplate::new(vec![&Interrupt::new(true, false, false, true, n)]).bytes();
+        let number = CreateDWordField::new(&Path::new("IRQN"), &Path::new("BUFF"), &NUMBER).bytes();
+        let argument = CreateDWordField::new(&Path::new("IRQN"), &Arg(0), &NUMBER).bytes();
+        let (number, argument) = (Raw(number), Raw(argument));
+        let hid = Name::new("_HID".into(), &EISAName::new("PNP0C0F"));
+        let uid = Name::new("_UID".into(), &(pirq + 1));
+        let possible = Name::new("_PRS".into(), &Raw(interrupt(if pirq < 2 { 10 } else { 11 })));
+        // Present; bit 1 says that it is enabled.
+        let off = Raw(And::new(&ZERO, &route, &0x80u8).bytes());
+        let (disabled, enabled) = (Raw(Return::new(&9u8).bytes()), Raw(Return::new(&0xbu8).bytes()));
+        let status = Method::new("_STA".into(), 0, false, vec![&If::new(&off, vec![&disabled]), &enabled]).bytes();
+        let disable = Method::new("_DIS".into(), 0, false, vec![&Or::new(&route, &route, &0x80u8)]).bytes();
+        let buffer = Name::new("BUFF".into(), &Raw(interrupt(0)));
+        let masked = Raw(And::new(&Path::new("IRQN"), &route, &0xfu8).bytes());
+        let result = Raw(Return::new(&Path::new("BUFF")).bytes());
+        let current = Method::new("_CRS".into(), 0, true, vec![&buffer, &number, &masked, &result]).bytes();
+        let store = Raw(Store::new(&route, &Path::new("IRQN")).bytes());
+        let set = Method::new("_SRS".into(), 1, true, vec![&argument, &store]).bytes();
+        let methods = Raw([status, disable, current, set].concat());
+        Device::new(link_name(pirq).as_str().into(), vec![&hid, &uid, &possible, &methods]).to_aml_bytes(out);
+    }
+}
+
 fn isa_bridge(tables: &Tables, out: &mut Vec<u8>) {
     let irq = |n: u32| Interrupt::new(true, true, false, false, n);
     let mut body = Name::new("_ADR".into(), &0x001f_0000u32).bytes();
+    // PIRQA–D_ROUT.
+    OpRegion::new("PIRQ".into(), OpRegionSpace::PCIConfig, &0x60u8, &4u8).to_aml_bytes(&mut body);
+    let routes = (b'A'..=b'D').map(|c| FieldEntry::Named([b'P', b'R', b'Q', c], 8)).collect();
+    Field::new("PIRQ".into(), FieldAccessType::Byte, FieldLockRule::NoLock, FieldUpdateRule::Preserve, routes)
+        .to_aml_bytes(&mut body);
     let mut device = |name: &str, id: &str, resources: Vec<&dyn Aml>| {
         let hid = Name::new("_HID".into(), &EISAName::new(id));
         let crs = Name::new("_CRS".into(), &ResourceTemplate::new(resources));
