@@ -87,6 +87,7 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
             s.activity
         );
     }
+    eprintln!("state hash {:#x}", machine.state_hash());
     eprintln!("{reason}");
     Ok(ExitCode::from(reason.exit_status()))
 }

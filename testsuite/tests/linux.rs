@@ -4,7 +4,9 @@
 //! With a debug build these would take many minutes, so they are left out of it.
 #![cfg(not(debug_assertions))]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
 
 use undervisor_devices::disk::{self, Overlay};
 use undervisor_devices::virtio::{Block, Rng, VirtioPci};
@@ -33,8 +35,33 @@ const HARMLESS: [&str; 1] = [
     "core: CPUID marked event:",
 ];
 
-/// The modules whose files are `modules` lie in `/`.
-fn initramfs(busybox: &Path, modules: &[PathBuf]) -> Image {
+/// `numbers.c`, compiled for the host's own kind of processor, and what it prints there. `None`, with a word about it, where that cannot be.
+/// Compiled once, whichever test comes first.
+fn numbers() -> Option<&'static (Vec<u8>, String)> {
+    static NUMBERS: OnceLock<Option<(Vec<u8>, String)>> = OnceLock::new();
+    NUMBERS.get_or_init(compile_numbers).as_ref()
+}
+
+fn compile_numbers() -> Option<(Vec<u8>, String)> {
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("numbers");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/numbers.c");
+    let compiled = cfg!(all(target_os = "linux", target_arch = "x86_64"))
+        && Command::new("cc")
+            .args(["-O2", "-static", "-o"])
+            .arg(&program)
+            .args([source, "-lm"])
+            .status()
+            .is_ok_and(|s| s.success());
+    if !compiled {
+        eprintln!("skipped: numbers.c, for want of a C compiler with static libraries on x86-64 Linux");
+        return None;
+    }
+    let out = Command::new(&program).output().unwrap();
+    Some((std::fs::read(&program).unwrap(), String::from_utf8(out.stdout).unwrap()))
+}
+
+/// The files in `extra`, by name, lie in `/`, executable.
+fn initramfs(busybox: &Path, extra: &[(String, Vec<u8>)]) -> Image {
     let applets = [
         "sh",
         "mount",
@@ -63,24 +90,28 @@ fn initramfs(busybox: &Path, modules: &[PathBuf]) -> Image {
     ];
     let mut archive = Archive::busybox(&std::fs::read(busybox).unwrap(), &applets);
     archive.entry("init", 0o100_755, INIT.as_bytes(), (0, 0));
-    for module in modules {
-        let name = module.file_name().unwrap().to_str().unwrap();
-        archive.entry(name, 0o100_644, &std::fs::read(module).unwrap(), (0, 0));
+    for (name, bytes) in extra {
+        archive.entry(name, 0o100_755, bytes, (0, 0));
     }
     Image::new("initramfs", archive.finish())
 }
 
-/// Boot the kernel of `flavour`, with `parameters`, with `cpus` processors to a shell, with these modules of its own at hand.
+/// Boot the kernel of `flavour`, with `parameters`, with `cpus` processors to a shell, with these modules of its own at hand, and
+/// `/numbers` where there is one.
 fn shell(flavour: &str, parameters: &str, cpus: usize, modules: &[&str]) -> Option<Terminal> {
     let (kernel, busybox) = (images::find(&format!("vmlinuz-{flavour}"))?, images::find("busybox")?);
-    let modules: Vec<PathBuf> = modules.iter().map(|m| images::module(flavour, m)).collect::<Option<_>>()?;
+    let mut extra = Vec::new();
+    for module in modules {
+        extra.push((format!("{module}.ko"), std::fs::read(images::module(flavour, module)?).unwrap()));
+    }
+    extra.extend(numbers().map(|(bytes, _)| ("numbers".into(), bytes.clone())));
     let config = MachineConfig::new()
         .memory(512 << 20)
         .cpus(cpus)
         .kernel(Kernel {
             image: Image::read(&kernel).unwrap(),
             command_line: format!("console=ttyS0 panic=-1 {parameters}"),
-            initrd: Some(initramfs(&busybox, &modules)),
+            initrd: Some(initramfs(&busybox, &extra)),
             ..Kernel::default()
         })
         .pci_device(Box::new(VirtioPci::new(Rng::new(1))));
@@ -138,6 +169,11 @@ fn cloud_kernel() {
     assert_eq!(t.command("nproc", PROMPT, 10).trim(), "1");
     assert!(t.command("uname -r", PROMPT, 10).contains("cloud-amd64"));
     check_programs(&mut t);
+    if let Some((_, expected)) = numbers() {
+        let said = t.command("/numbers", PROMPT, 60);
+        let lines = |text: &str| text.lines().map(|l| l.trim_end().to_owned()).filter(|l| !l.is_empty()).collect::<Vec<_>>();
+        assert_eq!(lines(&said), lines(expected));
+    }
     // The counters are taken for what they are, and one keeps watch.
     assert!(t.command("dmesg", PROMPT, 60).contains("full-width counters, Intel PMU driver"));
     assert_eq!(t.command("cat /proc/sys/kernel/nmi_watchdog", PROMPT, 10).trim(), "1");
