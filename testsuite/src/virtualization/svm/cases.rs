@@ -31,9 +31,9 @@ pub const UNREACHABLE: &[(u64, u64, &str)] = &[
     (0x4f, 0x4f, NO_SUCH_VECTOR),
     (0x52, 0x52, "the machine has no machine checks"),
     (0x54, 0x5d, NO_SUCH_VECTOR),
-    (0x5e, 0x5e, "an INIT that does not become #SX resets the processor: not tested yet"),
+    (0x5e, 0x5e, "an INIT that does not become #SX resets the processor: a test of the processor has it"),
     (0x5f, 0x5f, NO_SUCH_VECTOR),
-    (reason::INIT, reason::INIT, "a processor that ignores the intercept is reset; kvm-unit-tests have it"),
+    (reason::INIT, reason::INIT, "a processor that ignores the intercept is reset: a test of the processor has it"),
     (
         reason::SMI,
         reason::SMI,

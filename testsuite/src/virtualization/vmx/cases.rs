@@ -11,7 +11,7 @@ use super::Case;
 
 /// Reasons for which there is no guest here, and why.
 pub const UNREACHABLE: &[(u32, &str)] = &[
-    (basic::SIPI, "another processor must send it; kvm-unit-tests do"),
+    (basic::SIPI, "another processor must send it: a test of the processor does (`a_sipi_exits`)"),
     (basic::GETSEC, "no model has SMX: CR4.SMXE cannot be set, and GETSEC is #UD"),
     (basic::RSM, "outside of SMM, where no VMX guest is, RSM is #UD"),
     (basic::MACHINE_CHECK, "the machine has no machine checks"),
