@@ -91,6 +91,8 @@ pub struct Counters {
     pub waited: u64,
     /// The part of it that PAUSEs took.
     pub paused: u64,
+    /// The part of it that events without end cost, one for each that no instruction follows.
+    pub fruitless: u64,
     /// Virtual time that iterations of string instructions took, beyond one unit an instruction.
     pub repeated: u64,
     pub tlb_misses: u64,

@@ -89,10 +89,7 @@ impl Cpu {
                     Boundary::Again => {
                         // Events without end (a breakpoint on the #DB handler) cost time, so that this loop ends.
                         again += 1;
-                        if again > MAX_EVENTS {
-                            self.budget -= 1;
-                            self.counters.waited += 1;
-                        }
+                        self.charge_events(again);
                         continue;
                     }
                     Boundary::Leave(RunExit::Stopped) => {
@@ -136,13 +133,19 @@ impl Cpu {
             } else {
                 // Likewise faults without end: a handler that cannot be fetched.
                 again += 1;
-                if again > MAX_EVENTS {
-                    self.budget -= 1;
-                    self.counters.waited += 1;
-                }
+                self.charge_events(again);
             }
             self.shared.code().collect();
             self.sync_code();
+        }
+    }
+
+    /// The last of `again` events with no instruction in between costs time, if they are many.
+    fn charge_events(&mut self, again: u32) {
+        if again > MAX_EVENTS {
+            self.budget -= 1;
+            self.counters.waited += 1;
+            self.counters.fruitless += 1;
         }
     }
 

@@ -331,13 +331,12 @@ impl Machine {
         let crowded = self.waiting.iter().enumerate().any(|(i, waiting)| i != index && !waiting);
         let cpu = &mut self.cpus[index];
         cpu.advance_to(self.clock);
-        let (started, before) = (cpu.now(), cpu.retired());
+        let (fruitless, before) = (cpu.counters.fruitless, cpu.retired());
         cpu.apic_poll();
         cpu.crowded = crowded;
         let exit = cpu.run(&mut self.board, limit);
-        let retired = cpu.retired() - before;
-        self.instructions += retired;
-        self.fruitless += cpu.now() - started - retired;
+        self.instructions += cpu.retired() - before;
+        self.fruitless += cpu.counters.fruitless - fruitless;
         self.clock = self.clock.max(cpu.now());
         if exit == RunExit::Debugger {
             self.cut.push((index, limit));

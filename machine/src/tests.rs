@@ -145,6 +145,17 @@ fn the_ways_a_run_can_end() {
         }),
         StopReason::InstructionLimit(LIMIT)
     );
+    // Time that passes otherwise does not count: PAUSE takes more than its instruction.
+    let mut pauses = real_mode(1, |a| {
+        let mut l = a.create_label();
+        a.set_label(&mut l)?;
+        a.pause()?;
+        a.jmp(l)
+    })
+    .build()
+    .unwrap();
+    assert_eq!(pauses.run(&mut NoHost), StopReason::InstructionLimit(LIMIT));
+    assert_eq!(pauses.progress().instructions, LIMIT);
     let triple = run(|a| {
         a.mov(word_ptr(0x600), 0)?;
         a.lidt(fword_ptr(0x600))?;
