@@ -318,7 +318,7 @@ impl Board {
 
     /// The guest may have routed PCI interrupt requests elsewhere.
     fn pirqs_routed(&mut self) {
-        let now = std::array::from_fn(|i| self.pci.pirq_route(i));
+        let now = self.pci.pirq_routes();
         let before = std::mem::replace(&mut self.pirq_routes, now);
         if before != now {
             before.into_iter().chain(now).flatten().for_each(|irq| self.drive_8259(irq));

@@ -8,6 +8,7 @@ use undervisor_core::regs::{RAX, RCX, RDI, RIP, RSI};
 use undervisor_core::{Rflags, SegReg};
 
 use super::operand::Int;
+use super::translate::by_size;
 use super::{Hot, branch_indirect, hot, slow_end};
 use crate::access::Way;
 use crate::cpu::Cpu;
@@ -18,30 +19,6 @@ use crate::operand::segment_of;
 /// Which of the two.
 const STOS: bool = false;
 const MOVS: bool = true;
-
-/// By bytes of an element.
-macro_rules! by_element {
-    ($size:expr, $t:ident => $e:expr) => {
-        match $size {
-            1 => {
-                type $t = u8;
-                $e
-            }
-            2 => {
-                type $t = u16;
-                $e
-            }
-            4 => {
-                type $t = u32;
-                $e
-            }
-            _ => {
-                type $t = u64;
-                $e
-            }
-        }
-    };
-}
 
 /// Whether `insn` is MOVS (or STOS), with 64-bit addresses and no segment base; and its element's bytes.
 fn shape(insn: &Instruction, mode: Mode) -> Option<(bool, usize)> {
@@ -65,7 +42,7 @@ pub fn single(insn: &Instruction, mode: Mode) -> Option<Handler> {
         return None;
     }
     let (copies, size) = shape(insn, mode)?;
-    Some(by_element!(size, T => if copies { hot::<Single<T, MOVS>> } else { hot::<Single<T, STOS>> }))
+    Some(by_size!(size, T => if copies { hot::<Single<T, MOVS>> } else { hot::<Single<T, STOS>> }))
 }
 
 /// The handler that stands before the general form of REP STOS and REP MOVS.
@@ -74,7 +51,7 @@ pub fn repeated(insn: &Instruction, mode: Mode) -> Option<Handler> {
         return None;
     }
     let (copies, size) = shape(insn, mode)?;
-    Some(by_element!(size, T => if copies { repeat::<T, MOVS> } else { repeat::<T, STOS> }))
+    Some(by_size!(size, T => if copies { repeat::<T, MOVS> } else { repeat::<T, STOS> }))
 }
 
 /// One element.

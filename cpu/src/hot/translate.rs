@@ -46,6 +46,7 @@ macro_rules! by_size {
         }
     };
 }
+pub(super) use by_size;
 /// 32 and 64 bits only.
 macro_rules! by_wide_size {
     ($size:expr, $t:ident => $e:expr) => {

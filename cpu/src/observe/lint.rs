@@ -10,7 +10,7 @@ use undervisor_svm::{Field as SvmField, bitmaps as svm_bitmaps, reason as svm_re
 use undervisor_vmx::controls::{entry, exit, primary};
 use undervisor_vmx::{Field, bitmaps, describe};
 
-use super::look::View;
+use super::look::{Mapping, View};
 use super::provenance::Written;
 use super::want;
 use crate::cpu::Cpu;
@@ -371,24 +371,22 @@ impl Cpu {
         let shared = self.shared.clone();
         let space = self.space;
         let mut stale = Vec::new();
+        let mut note = |linear, kept, now: Option<Mapping>| {
+            stale.push(Stale { space, linear, kept, now: now.map(|m| m.physical & PAGE_MASK) });
+        };
         for (bank, linear, entry) in self.tlb.in_guest_space(space) {
             let now = view.linear(&shared.memory, linear);
             let good = now.is_some_and(|m| {
                 m.physical & PAGE_MASK == entry.physical && (m.writable || entry.write == undervisor_mmu::tlb::NEVER)
             });
             if !good {
-                stale.push(Stale { space, linear, kept: Kept::Data(bank, entry), now: now.map(|m| m.physical & PAGE_MASK) });
+                note(linear, Kept::Data(bank, entry), now);
             }
         }
         for (user, linear, physical) in self.translations.fetches_in(space) {
             let now = view.linear(&shared.memory, linear);
             if !now.is_some_and(|m| m.physical & PAGE_MASK == physical && m.executable) {
-                stale.push(Stale {
-                    space,
-                    linear,
-                    kept: Kept::Fetch(user, physical),
-                    now: now.map(|m| m.physical & PAGE_MASK),
-                });
+                note(linear, Kept::Fetch(user, physical), now);
             }
         }
         for s in &stale {

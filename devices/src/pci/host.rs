@@ -19,8 +19,6 @@ pub struct PciHost {
     ranges: Vec<(BarRange, usize)>,
     next_memory: u64,
     next_io: u64,
-    /// PIRQA–H_ROUT of the ISA bridge.
-    pirq_routes: [u8; 8],
 }
 
 impl Default for PciHost {
@@ -35,7 +33,6 @@ impl Default for PciHost {
             ranges: Vec::new(),
             next_memory: WINDOW.start,
             next_io: IO_WINDOW.start,
-            pirq_routes: [chipset::PIRQ_OFF; 8],
         }
     }
 }
@@ -95,17 +92,16 @@ impl PciHost {
         for (i, (_, f)) in self.functions.iter().enumerate() {
             self.ranges.extend(f.ranges().into_iter().map(|r| (r, i)));
         }
-        if let Some(bridge) = self.find(0, 0x1f, 0) {
-            let [low, high] = [0x60, 0x68].map(|at| bridge.config_read(at, 4).to_le_bytes());
-            self.pirq_routes = std::array::from_fn(|i| if i < 4 { low[i] } else { high[i - 4] });
-        }
     }
 
-    /// The 8259 input that PCI interrupt request `pirq` (0 = PIRQA) drives, if the ISA bridge routes it to one (ICH9 datasheet,
-    /// PIRQn_ROUT).
-    pub fn pirq_route(&self, pirq: usize) -> Option<u8> {
-        let route = *self.pirq_routes.get(pirq)?;
-        (route & chipset::PIRQ_OFF == 0 && matches!(route & 0xf, 3..=7 | 9..=12 | 14 | 15)).then_some(route & 0xf)
+    /// The 8259 inputs that PIRQA–H drive, where the ISA bridge routes them to one (ICH9 datasheet, PIRQn_ROUT).
+    pub fn pirq_routes(&mut self) -> [Option<u8>; 8] {
+        let Some(bridge) = self.find(0, 0x1f, 0) else { return [None; 8] };
+        let routes = [0x60, 0x68].map(|at| bridge.config_read(at, 4).to_le_bytes());
+        std::array::from_fn(|i| {
+            let route = routes[i / 4][i % 4];
+            (route & chipset::PIRQ_OFF == 0 && matches!(route & 0xf, 3..=7 | 9..=12 | 14 | 15)).then_some(route & 0xf)
+        })
     }
 
     fn find(&mut self, bus: u8, device: u8, function: u8) -> Option<&mut Box<dyn PciDevice>> {

@@ -168,15 +168,20 @@ fn io_exit_reports_the_port() {
     assert_eq!(field(&cpu, Field::GUEST_RIP), GUEST_CODE + 1);
 }
 
+/// EPT with the tables of [`EPT_TABLES`], and a VPID.
+fn with_ept(c: &mut Cpu) {
+    let v = &mut c.virt.vmx.vmcs;
+    v.set(Field::PRIMARY_CONTROLS, (primary::TRUE_DEFAULT1 | primary::SECONDARY_CONTROLS) as u64);
+    v.set(Field::SECONDARY_CONTROLS, (secondary::EPT | secondary::VPID) as u64);
+    v.set(Field::VPID, 1);
+    v.set(Field::EPT_POINTER, EPT_TABLES | 0x1e);
+}
+
 #[test]
 fn ept_violation_of_a_store() {
     let cpu = launch(
         |c| {
-            let v = &mut c.virt.vmx.vmcs;
-            v.set(Field::PRIMARY_CONTROLS, (primary::TRUE_DEFAULT1 | primary::SECONDARY_CONTROLS) as u64);
-            v.set(Field::SECONDARY_CONTROLS, (secondary::EPT | secondary::VPID) as u64);
-            v.set(Field::VPID, 1);
-            v.set(Field::EPT_POINTER, EPT_TABLES | 0x1e);
+            with_ept(c);
             // Page 0x50000 is read-only.
             c.shared.write_u64(EPT_TABLES + 0x3000 + 8 * 0x50, 0x50000 | 0x31);
         },
@@ -360,16 +365,7 @@ fn chained_exits_are_the_stepped_ones() {
 /// What an entry remembers of the controls does not outlive a VMWRITE to them.
 #[test]
 fn a_new_ept_pointer_is_the_next_entrys() {
-    let mut cpu = launch(
-        |c| {
-            let v = &mut c.virt.vmx.vmcs;
-            v.set(Field::PRIMARY_CONTROLS, (primary::TRUE_DEFAULT1 | primary::SECONDARY_CONTROLS) as u64);
-            v.set(Field::SECONDARY_CONTROLS, (secondary::EPT | secondary::VPID) as u64);
-            v.set(Field::VPID, 1);
-            v.set(Field::EPT_POINTER, EPT_TABLES | 0x1e);
-        },
-        |a| a.cpuid(),
-    );
+    let mut cpu = launch(with_ept, |a| a.cpuid());
     exited(&cpu, basic::CPUID);
     place(&cpu, 0x3000, |a| a.vmresume());
     let resume = |cpu: &mut Cpu| {
