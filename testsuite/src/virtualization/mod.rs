@@ -4,6 +4,7 @@
 //! exit. The tests run it in undervisor; `second-opinion` also under Bochs and QEMU. What a line must say stands with the case, worked
 //! out from the manuals: fields that a manual leaves undefined for an exit are not compared.
 
+pub mod case;
 mod common;
 pub mod image;
 pub mod second_opinion;

@@ -7,6 +7,7 @@ use undervisor_core::SvmFeatures;
 use undervisor_svm::controls::v_intr;
 use undervisor_svm::{Field as F, reason};
 
+use super::super::case::Build;
 use super::super::image::*;
 use super::Case;
 use super::hypervisor::segment;
@@ -703,8 +704,8 @@ fn shutdown() -> Case {
 impl Case {
     /// At CPL 3.
     fn user(mut self) -> Case {
-        self.fields.extend(segment(F::CS_SELECTOR, CODE_64 | 3, 0xafb));
-        self.fields.extend(segment(F::SS_SELECTOR, DATA | 3, 0xcf3));
+        self.guest.fields.extend(segment(F::CS_SELECTOR, CODE_64 | 3, 0xafb));
+        self.guest.fields.extend(segment(F::SS_SELECTOR, DATA | 3, 0xcf3));
         self.field(F::CPL, 3)
     }
 }

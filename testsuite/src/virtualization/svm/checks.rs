@@ -22,7 +22,7 @@ pub fn all() -> Vec<(&'static str, Case)> {
     let check = |name: &'static str, fields: &[(F, u64)]| {
         let mut case =
             Case::new(format!("check-{}", name.replace([' ', '[', ']', ',', '.'], "-")), reason::INVALID, |g| g.a.nop());
-        case.fields.extend(fields);
+        case.guest.fields.extend(fields);
         (name, case)
     };
     let needs = |(name, case): (&'static str, Case), features| (name, case.needs(features));

@@ -9,44 +9,36 @@ use undervisor_core::SvmFeatures;
 use undervisor_svm::Field as F;
 use undervisor_svm::reason;
 
+use super::case::{Build, Guest};
 use super::image::*;
-use super::{Expected, Row, Want};
+use super::{Row, Want};
 
 pub use cases::{UNREACHABLE, all};
 
 /// One guest and what the manual says of its exit.
 pub struct Case {
-    pub name: String,
+    guest: Guest<F>,
     /// What the case is evidence for.
     pub code: u64,
     needs: SvmFeatures,
     /// Codes whose intercept is set.
     intercepts: Vec<u64>,
-    fields: Vec<(F, u64)>,
-    pokes: Vec<(u64, u64)>,
-    bits: u32,
-    guest: Code,
-    expected: Expected,
-    /// Fields that hold an address this far behind where the guest exits.
-    relative: Vec<(&'static str, u64)>,
+}
+
+impl Build for Case {
+    type Field = F;
+
+    fn guest(&mut self) -> &mut Guest<F> {
+        &mut self.guest
+    }
 }
 
 impl Case {
     /// A case for an exit code, which is intercepted.
     fn new(name: impl Into<String>, code: u64, guest: Code) -> Case {
-        Case {
-            name: name.into(),
-            code,
-            needs: SvmFeatures::empty(),
-            intercepts: vec![reason::VMRUN, reason::VMMCALL, reason::SHUTDOWN, code],
-            fields: Vec::new(),
-            pokes: Vec::new(),
-            bits: 64,
-            guest,
-            expected: Expected::default(),
-            relative: Vec::new(),
-        }
-        .want("code", code)
+        let intercepts = vec![reason::VMRUN, reason::VMMCALL, reason::SHUTDOWN, code];
+        let case = Case { guest: Guest::new(name, guest), code, needs: SvmFeatures::empty(), intercepts };
+        case.want("code", code)
     }
 
     fn needs(mut self, features: SvmFeatures) -> Case {
@@ -57,33 +49,12 @@ impl Case {
         self.intercepts.push(code);
         self
     }
-    fn field(mut self, f: F, value: u64) -> Case {
-        self.fields.push((f, value));
-        self
-    }
-    fn poke(mut self, at: u64, value: u64) -> Case {
-        self.pokes.push((at, value));
-        self
-    }
-    /// A field of the exit must be just this.
-    fn want(self, name: &'static str, value: u64) -> Case {
-        self.want_bits(name, value, u64::MAX)
-    }
-    /// The bits that the manual defines.
-    fn want_bits(mut self, name: &'static str, value: u64, mask: u64) -> Case {
-        self.expected.set(name, Want::bits(value, mask));
-        self
-    }
     /// What decode assists report.
     fn assist(self, name: &'static str, value: u64) -> Case {
         self.assist_bits(name, value, u64::MAX)
     }
     fn assist_bits(mut self, name: &'static str, value: u64, mask: u64) -> Case {
-        self.expected.set(name, Want { value, mask, optional: true });
-        self
-    }
-    fn want_behind(mut self, name: &'static str, offset: u64) -> Case {
-        self.relative.push((name, offset));
+        self.guest.expected.set(name, Want { value, mask, optional: true });
         self
     }
     fn info1(self, value: u64) -> Case {
@@ -105,14 +76,14 @@ impl Case {
     }
     /// The guest runs in 32-bit protected mode with paging.
     fn legacy(mut self) -> Case {
-        self.bits = 32;
-        self.fields.extend(hypervisor::segment(F::CS_SELECTOR, CODE_32, 0xc9b));
+        self.guest.bits = 32;
+        self.guest.fields.extend(hypervisor::segment(F::CS_SELECTOR, CODE_32, 0xc9b));
         self.field(F::CR3, TABLES_32).field(F::CR4, 0x610).field(F::EFER, 0x1800)
     }
 
     /// Lay it down: its record, and what its line must say.
     pub fn place(&self, b: &mut Builder) -> Result<(Vec<u64>, Row), IcedError> {
-        let (entry_at, at) = place_guest(b, self.bits, self.guest, &guest_exit(true))?;
+        let placed = self.guest.place(b, &guest_exit(true))?;
         let mut words = [0u32; 6];
         for &code in self.intercepts.iter().filter(|&&code| code < 0xc0) {
             words[code as usize / 32] |= 1 << (code % 32);
@@ -120,20 +91,15 @@ impl Case {
         let vectors =
             [F::INTERCEPT_CR, F::INTERCEPT_DR, F::INTERCEPT_EXCEPTIONS, F::INTERCEPT_3, F::INTERCEPT_4, F::INTERCEPT_5];
         let intercepts = vectors.into_iter().zip(words.map(u64::from));
-        let name = b.text(&self.name);
-        let fields = hypervisor::pairs(b, intercepts.chain(self.fields.iter().copied()));
-        let pokes = b.words(self.pokes.iter().flat_map(|&(at, v)| [at, v]).chain([u64::MAX]));
-        let record = vec![name, entry_at, self.needs.bits() as u64, 0, 0, 0, 0, fields, pokes];
-        let mut expected = self.expected.clone();
-        for &(name, offset) in &self.relative {
-            expected.set(name, Want { optional: name == "nrip", ..Want::is(at + offset) });
-        }
+        let fields = hypervisor::pairs(b, intercepts.chain(self.guest.fields.iter().copied()));
+        let record = vec![placed.name, placed.entry, self.needs.bits() as u64, 0, 0, 0, 0, fields, placed.pokes];
+        let mut expected = self.guest.expectations(placed.at, |name, at| Want { optional: name == "nrip", ..Want::is(at) });
         // The manual does not say what else a refused VMRUN stores; nor, of many exits, what EXITINFO1 and 2 hold.
         if self.code != reason::INVALID {
-            expected.otherwise("rip", Want::is(at));
+            expected.otherwise("rip", Want::is(placed.at));
             expected.otherwise("vectoring", Want::bits(0, 1 << 31));
             expected.otherwise("injected", Want::bits(0, 1 << 31));
         }
-        Ok((record, Row { name: self.name.clone(), expected }))
+        Ok((record, Row { name: self.guest.name.clone(), expected }))
     }
 }

@@ -6,6 +6,7 @@ use undervisor_vmx::Field as F;
 use undervisor_vmx::controls::{exit, pin, primary, secondary};
 use undervisor_vmx::reason::{ENTRY_FAILURE, basic};
 
+use super::super::case::Build;
 use super::super::image::*;
 use super::Case;
 

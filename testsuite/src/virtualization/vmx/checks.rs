@@ -4,6 +4,7 @@ use undervisor_vmx::checks::broken::{Break, CASES, Documented, Places, World, do
 use undervisor_vmx::reason::{ENTRY_FAILURE, basic};
 use undervisor_vmx::{Field as F, Vmcs};
 
+use super::super::case::Build;
 use super::super::image::*;
 use super::super::{Expected, Want};
 use super::hypervisor::{BASE_CONTROLS, CR0, CR4, base};
@@ -49,8 +50,8 @@ fn case(base: &Vmcs, name: &str, broken: Break) -> Option<Case> {
     let mut case = Case::new(format!("check-{name}"), reason, |g| g.a.nop());
     match documented(name) {
         Documented::Error(number) => {
-            case.expected = Expected::default();
-            case.expected.set("fail", Want::is(number as u64));
+            case.guest.expected = Expected::default();
+            case.guest.expected.set("fail", Want::is(number as u64));
         }
         Documented::Exit(qualification) => case = case.qualification(qualification),
     }
@@ -67,6 +68,6 @@ fn case(base: &Vmcs, name: &str, broken: Break) -> Option<Case> {
     }
     let [pin, primary, exit, entry, secondary] = added;
     case.controls = Controls { pin, primary, exit, entry, secondary };
-    case.pokes = world.pokes;
+    case.guest.pokes = world.pokes;
     Some(case)
 }
