@@ -73,8 +73,10 @@ fn is_software(event: &Event) -> bool {
     matches!(event.kind, EventKind::Software | EventKind::SoftwareException)
 }
 
-fn ext(event: &Event) -> u32 {
-    u32::from(!is_software(event))
+/// EXT of an error code that names what stood in the way of `event`. Intel sets it unless a software interrupt is delivered (SDM vol. 3,
+/// Error Code); AMD only where the source is external to the processor, and exceptions are internal (APM vol. 2, Selector-Error Code).
+fn ext(cpu: &Cpu, event: &Event) -> u32 {
+    u32::from(if cpu.is_amd() { matches!(event.kind, EventKind::External | EventKind::Nmi) } else { !is_software(event) })
 }
 
 /// Deliver `event`; faults on the way are delivered too (contributory rules, double and triple fault). `Err(Stop::Exit)`: a VM exit
@@ -194,7 +196,7 @@ fn pushed_flags(cpu: &Cpu, event: &Event) -> u64 {
 pub fn real(cpu: &mut Cpu, event: &Event, rip: u64, base: u64, limit: Option<u16>) -> Exec {
     let entry = event.vector as u64 * 4;
     if limit.is_some_and(|limit| entry + 3 > limit as u64) {
-        return Err(cpu.gp(entry as u32 + 2 + ext(event)));
+        return Err(cpu.gp(entry as u32 + 2 + ext(cpu, event)));
     }
     let target = if limit.is_some() { cpu.read_system::<u32>(base + entry)? } else { cpu.read_linear::<u32>(base + entry)? };
     let v8086 = cpu.state.virtual_8086();
@@ -226,7 +228,7 @@ pub fn real(cpu: &mut Cpu, event: &Event, rip: u64, base: u64, limit: Option<u16
 
 /// Protected and virtual-8086 mode.
 fn protected(cpu: &mut Cpu, event: &Event, rip: u64) -> Exec {
-    let ext = ext(event);
+    let ext = ext(cpu, event);
     let idt_code = event.vector as u32 * 8 + 2 + ext;
     let entry = event.vector as u64 * 8;
     if entry + 7 > cpu.state.idtr.limit as u64 {
@@ -317,7 +319,7 @@ fn protected(cpu: &mut Cpu, event: &Event, rip: u64) -> Exec {
 
 /// IA-32e mode.
 fn long(cpu: &mut Cpu, event: &Event, rip: u64) -> Exec {
-    let ext = ext(event);
+    let ext = ext(cpu, event);
     let idt_code = event.vector as u32 * 8 + 2 + ext;
     let entry = event.vector as u64 * 16;
     if entry + 15 > cpu.state.idtr.limit as u64 {

@@ -25,6 +25,9 @@ const RATIO: u64 = 20;
 const IBRS: u64 = 1;
 const STIBP: u64 = 1 << 1;
 const SSBD: u64 = 1 << 2;
+/// PRED_CMD bits.
+const IBPB: u64 = 1;
+const SBPB: u64 = 1 << 7;
 
 /// Immune to what this kind of machine cannot suffer from: RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, PSCHANGE_MC_NO,
 /// TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO.
@@ -43,6 +46,14 @@ const ARCH_CAPABILITIES: u64 = 1
     | 1 << 26
     | 1 << 27
     | 1 << 62;
+
+/// PATCH_LEVEL of a processor with the family, model and stepping of `signature` (CPUID Fn0000_0001_EAX). Its upper part repeats them
+/// (extended family 31:24, extended model 23:20, model 15:12, stepping 11:8), and kernels compare the whole with the revisions that
+/// closed a hole; the lower part is newer than any of these.
+const fn patch_level(signature: u32) -> u64 {
+    let s = signature as u64;
+    (s >> 20 & 0xff) << 24 | (s >> 16 & 0xf) << 20 | (s >> 4 & 0xf) << 12 | (s & 0xf) << 8 | 0xde
+}
 
 /// A register that holds what is written to it.
 struct Plain {
@@ -117,7 +128,7 @@ fn plain_amd(msr: u32) -> Option<Plain> {
         // SMM: base, address, mask.
         0xc001_0111..=0xc001_0113 | 0xc001_0116 => rw(0),
         // CPUID overrides and unit configuration.
-        0xc001_1002..=0xc001_1005 | 0xc001_1020..=0xc001_1023 | 0xc001_1028 | 0xc001_102a..=0xc001_102d => rw(0),
+        0xc001_1002..=0xc001_1005 | 0xc001_1020..=0xc001_1023 | 0xc001_1028 | 0xc001_102a..=0xc001_102e => rw(0),
         // DE_CFG: LFENCE serializes.
         0xc001_1029 => rw(1 << 1),
         // Local machine-check redirection.
@@ -168,7 +179,7 @@ impl Cpu {
             IA32_FEATURE_CONTROL if self.has(Feature::VMX) => m.feature_control,
             IA32_TSC_ADJUST if self.has(Feature::TSC_ADJUST) => m.tsc_adjust,
             IA32_SPEC_CTRL if self.spec_ctrl_bits() != 0 => m.spec_ctrl,
-            IA32_BIOS_SIGN_ID if amd => 0x0a00_11d1,
+            IA32_BIOS_SIGN_ID if amd => patch_level(self.model.signature),
             IA32_BIOS_SIGN_ID => 0x0200_0065 << 32,
             // PLATFORM_INFO, PERF_STATUS.
             0xce if !amd => RATIO << 8 | RATIO << 40,
@@ -292,8 +303,15 @@ impl Cpu {
                 ok
             }
             IA32_PRED_CMD => {
-                let ok = (model.has(Feature::SPEC_CTRL) || model.has(Feature::AMD_IBPB)) && value & !1 == 0;
-                if ok && value & 1 != 0 {
+                let mut barriers = 0;
+                if model.has(Feature::SPEC_CTRL) || model.has(Feature::AMD_IBPB) {
+                    barriers |= IBPB;
+                }
+                if model.has(Feature::SBPB) {
+                    barriers |= SBPB;
+                }
+                let ok = barriers != 0 && value & !barriers == 0;
+                if ok && value != 0 {
                     self.forget_branches();
                 }
                 ok

@@ -1,9 +1,14 @@
 //! Events, segments, tasks and debug traps through small programs that run in the run loop.
 
-use undervisor_core::{Activity, Cr0, Cr4, Efer, Rflags, SegReg, Segment, TableReg, Vector, regs};
+use std::rc::Rc;
+
+use undervisor_core::{
+    Activity, Cr0, Cr4, Efer, Event, EventKind, Exception, Model, Rflags, SegReg, Segment, TableReg, Vector, regs,
+};
 use undervisor_mmu::NullBus;
 
 use crate::cpu::Cpu;
+use crate::events;
 use crate::run::RunExit;
 use crate::testing::{make_amd, processor};
 
@@ -178,6 +183,19 @@ fn double_and_triple_fault() {
     run(&mut c, &[0x0f, 0x0b], 100);
     handled(&c, Vector::GP);
     assert_eq!(peek64(&c, c.state.gpr(regs::RSP)), 6 * 8 + 3, "EXT");
+    // AMD: an exception is not external, an interrupt is.
+    for (external, ext) in [(false, 0), (true, 1)] {
+        let mut c = system(64);
+        make_amd(&mut c);
+        poke64(&c, IDT + 16 * 6, 0);
+        let kind = if external { EventKind::External } else { EventKind::HardwareException };
+        let event = Event { kind, ..Event::from(Exception::UD) };
+        let _ = events::deliver(&mut c, event, events::Origin::Native);
+        let end = c.now() + 10;
+        c.run(&mut NullBus, end);
+        handled(&c, Vector::GP);
+        assert_eq!(peek64(&c, c.state.gpr(regs::RSP)), 6 * 8 + 2 + ext);
+    }
     // #GP without a #GP gate: #DF.
     let mut c = system(64);
     poke64(&c, IDT + 16 * 13, 0);
@@ -497,4 +515,13 @@ fn msrs() {
     make_amd(&mut c);
     assert!(c.read_msr(0xc001_0015).unwrap() & 1 << 24 != 0);
     assert!(c.read_msr(0xce).is_err());
+    // BP_CFG, which kernels write for errata; and the patch level says which processor it is for.
+    assert_eq!((c.write_msr(0xc001_102e, 1 << 5), c.read_msr(0xc001_102e)), (Ok(()), Ok(1 << 5)));
+    for (model, patch) in [(Model::epyc_milan(), 0x0a00_11de), (Model::max_amd(), 0x0a10_11de)] {
+        c.model = Rc::new(model);
+        assert_eq!(c.read_msr(0x8b), Ok(patch));
+        // Both barriers of PRED_CMD, and no other bit.
+        assert_eq!((c.write_msr(0x49, 1), c.write_msr(0x49, 1 << 7)), (Ok(()), Ok(())));
+        assert!(c.write_msr(0x49, 1 << 1).is_err());
+    }
 }

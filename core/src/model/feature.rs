@@ -149,6 +149,8 @@ features! {
     LFENCE_SERIALIZING: 0x8000_0021 0 Eax 2 "lfence_rdtsc";
     NULL_SELECTOR_CLEARS_BASE: 0x8000_0021 0 Eax 6 "null_sel_clr_base";
     AUTO_IBRS: 0x8000_0021 0 Eax 8 "autoibrs";
+    SBPB: 0x8000_0021 0 Eax 27 "sbpb";
+    IBPB_BRTYPE: 0x8000_0021 0 Eax 28 "ibpb_brtype";
     SRSO_NO: 0x8000_0021 0 Eax 29 "srso_no";
     TSA_SQ_NO: 0x8000_0021 0 Ecx 1 "tsa_sq_no";
     TSA_L1_NO: 0x8000_0021 0 Ecx 2 "tsa_l1_no";
@@ -189,6 +191,7 @@ impl Feature {
             INVPCID => &[PCID],
             PDCM => &[ARCH_PERFMON],
             PERFMON_V2 => &[PERFCTR_CORE],
+            SBPB | IBPB_BRTYPE => &[AMD_IBPB],
             X2APIC | TSC_DEADLINE => &[APIC],
             CMOV => &[FPU],
             _ => &[],

@@ -168,6 +168,8 @@ const AMD: FeatureSet = FeatureSet::of(&[
     LFENCE_SERIALIZING,
     NULL_SELECTOR_CLEARS_BASE,
     AUTO_IBRS,
+    SBPB,
+    IBPB_BRTYPE,
     SRSO_NO,
     TSA_SQ_NO,
     TSA_L1_NO,

@@ -232,9 +232,16 @@ fn debug_register(cpu: &mut Cpu, r: Register) -> Exec<u8> {
     }
 }
 
-/// #DB while DR7.GD protects the debug registers.
-fn general_detect(cpu: &mut Cpu) -> Exec {
-    if cpu.state.dr7 & Dr7::GD.bits() != 0 {
+/// What stands before an access to a debug register: the privilege level, the intercept, and #DB while DR7.GD protects the registers.
+/// Intel's exit comes before that #DB (SDM vol. 3, Relative Priority of Faults and VM Exits); on AMD an intercept comes after the
+/// exceptions that need no memory and no operand's value (APM vol. 2, Intercept Operation).
+fn debug_access(cpu: &mut Cpu, intercept: Intercept) -> Exec {
+    cpl0(cpu)?;
+    let detected = cpu.state.dr7 & Dr7::GD.bits() != 0;
+    if !(detected && cpu.is_amd()) {
+        cpu.intercept(intercept)?;
+    }
+    if detected {
         return Err(cpu.raise(Exception { payload: Dr6::BD.bits(), ..Exception::new(Vector::DB) }));
     }
     Ok(())
@@ -242,9 +249,7 @@ fn general_detect(cpu: &mut Cpu) -> Exec {
 
 fn mov_from_dr(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     let dr = debug_register(cpu, insn.op1_register())?;
-    cpl0(cpu)?;
-    cpu.intercept(Intercept::ReadDr { dr: insn.op1_register().number() as u8, register: number(insn.op0_register()) })?;
-    general_detect(cpu)?;
+    debug_access(cpu, Intercept::ReadDr { dr: insn.op1_register().number() as u8, register: number(insn.op0_register()) })?;
     let value = match dr {
         6 => cpu.state.dr6,
         7 => cpu.state.dr7,
@@ -256,10 +261,11 @@ fn mov_from_dr(cpu: &mut Cpu, insn: &Instruction) -> Exec {
 
 fn mov_to_dr(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     let dr = debug_register(cpu, insn.op0_register())?;
-    cpl0(cpu)?;
     let value = cpu.gpr(insn.op1_register());
-    cpu.intercept(Intercept::WriteDr { dr: insn.op0_register().number() as u8, register: number(insn.op1_register()), value })?;
-    general_detect(cpu)?;
+    debug_access(
+        cpu,
+        Intercept::WriteDr { dr: insn.op0_register().number() as u8, register: number(insn.op1_register()), value },
+    )?;
     if dr >= 6 && value >> 32 != 0 {
         return Err(cpu.gp(0));
     }

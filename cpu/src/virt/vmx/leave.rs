@@ -133,17 +133,19 @@ impl Cpu {
         if pending & 0xf != 0 {
             pending |= 1 << 12;
         }
-        let basic_reason = information.reason & 0xffff;
-        if basic_reason == basic::EXCEPTION_OR_NMI && interruption::vector(information.interruption_information) == Vector::DB {
-            pending = 0;
-        }
         let mut interruptibility = interruptibility_of(&s.shadow);
         if self.virt.vmx.pending_exit.is_some() {
             interruptibility &= 8;
         }
         let activity = activity_of(s.activity);
         let blocked = interruptibility & 3 != 0 || activity == 1;
-        if blocked && rflags & Rflags::TF.bits() != 0 && s.msrs.debugctl & 2 == 0 {
+        // What an exit delivers as a debug exception is the hypervisor's and no longer pending: after STI with RFLAGS.TF set, too
+        // (SDM vol. 3, Saving Non-Register State).
+        if information.reason & 0xffff == basic::EXCEPTION_OR_NMI
+            && interruption::vector(information.interruption_information) == Vector::DB
+        {
+            pending = 0;
+        } else if blocked && rflags & Rflags::TF.bits() != 0 && s.msrs.debugctl & 2 == 0 {
             pending |= 1 << 14;
         } else if blocked {
             pending &= !(1 << 14);

@@ -20,6 +20,7 @@ const REGION: u64 = 0x31000;
 const BITMAP: u64 = 0x32000;
 const HOST_CODE: u64 = 0x1000;
 const EXIT_CODE: u64 = 0x2000;
+const RESUME_CODE: u64 = 0x3000;
 const GUEST_CODE: u64 = 0x4000;
 
 /// A processor in long mode with identity paging, VMXE on and FEATURE_CONTROL locked.
@@ -143,6 +144,36 @@ fn a_fault_in_delivery_exits_as_itself() {
     assert_eq!(field(&cpu, Field::IDT_VECTORING_INFORMATION), 1 << 31 | 3 << 8);
     let cpu = launch(|_| {}, divide);
     exited(&cpu, basic::TRIPLE_FAULT);
+}
+
+/// STI with RFLAGS.TF set: the trap exits with blocking by STI, and is not pending as well; a hypervisor that only clears the blocking
+/// steps on.
+#[test]
+fn a_trap_after_sti_exits_once() {
+    let mut cpu = launch(
+        |c| {
+            c.virt.vmx.vmcs.set(Field::EXCEPTION_BITMAP, 1 << 1);
+            c.virt.vmx.vmcs.set(Field::GUEST_RFLAGS, 0x102);
+        },
+        |a| {
+            a.sti()?;
+            a.nop()?;
+            a.nop()
+        },
+    );
+    let trapped = |cpu: &Cpu| {
+        exited(cpu, basic::EXCEPTION_OR_NMI);
+        assert_eq!((field(cpu, Field::EXIT_QUALIFICATION), field(cpu, Field::GUEST_PENDING_DEBUG)), (1 << 14, 0));
+    };
+    trapped(&cpu);
+    assert_eq!((field(&cpu, Field::GUEST_RIP), field(&cpu, Field::GUEST_INTERRUPTIBILITY)), (GUEST_CODE + 1, 1));
+    cpu.virt.vmx.vmcs.set(Field::GUEST_INTERRUPTIBILITY, 0);
+    place(&cpu, RESUME_CODE, |a| a.vmresume());
+    cpu.state.set_rip(RESUME_CODE);
+    let now = cpu.now();
+    cpu.run(&mut NullBus, now + 40);
+    trapped(&cpu);
+    assert_eq!((field(&cpu, Field::GUEST_RIP), cpu.counters.vm_entries), (GUEST_CODE + 2, 2));
 }
 
 #[test]
