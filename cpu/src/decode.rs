@@ -12,6 +12,7 @@ use crate::hot::fuse::Lead;
 use crate::hot::{self, translate::Context};
 use crate::model::ModelExt;
 use crate::op::Op;
+use crate::operand::drop_ignored_override;
 use crate::performance::branches;
 
 /// What decoding depends on besides the bytes. Part of the op cache's key.
@@ -193,6 +194,9 @@ impl Cpu {
             }
             if matches!(insn.code(), Code::Jmp_m1632 | Code::Call_m1632) && mode.is64() {
                 insn = wide_far_branch(&page[at..at + insn.len()], at as u64);
+            }
+            if mode.is64() {
+                drop_ignored_override(&mut insn);
             }
             at += insn.len();
             insns.push(insn);

@@ -41,6 +41,14 @@ pub fn segment_of(register: Register) -> Option<SegReg> {
     })
 }
 
+/// In 64-bit mode overrides of ES, CS, SS and DS are ignored: even which fault a non-canonical address raises follows from the base
+/// register (SDM vol. 1, Segment Registers in 64-Bit Mode; APM vol. 3, Segment-Override Prefixes).
+pub fn drop_ignored_override(insn: &mut Instruction) {
+    if matches!(insn.segment_prefix(), Register::ES | Register::CS | Register::SS | Register::DS) {
+        insn.set_segment_prefix(Register::None);
+    }
+}
+
 /// Where the result of a read-modify-write instruction goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {

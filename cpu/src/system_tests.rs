@@ -175,6 +175,31 @@ fn segment_faults_carry_the_selector() {
     }
 }
 
+/// Non-canonical addresses fault by the base register's segment, whatever override stands before; FS and GS count.
+#[test]
+fn ignored_overrides_do_not_choose_the_fault() {
+    for (code, vector) in [
+        (&[0x36u8, 0x48, 0x8b, 0x00][..], Vector::GP),
+        (&[0x3e, 0x48, 0x8b, 0x45, 0x00], Vector::SS),
+        (&[0x26, 0x48, 0x89, 0x45, 0x00], Vector::SS),
+        (&[0x2e, 0x48, 0x8b, 0x45, 0x00], Vector::SS),
+        (&[0x64, 0x48, 0x8b, 0x45, 0x00], Vector::GP),
+        (&[0x64, 0x36, 0x48, 0x8b, 0x45, 0x00], Vector::GP),
+        // LODSQ and PADDD, which take other ways.
+        (&[0x36, 0x48, 0xad], Vector::GP),
+        (&[0x3e, 0x66, 0x0f, 0xfe, 0x45, 0x00], Vector::SS),
+    ] {
+        let mut c = system(64);
+        c.state.cr4 |= Cr4::OSFXSR;
+        c.mode_changed();
+        for r in [regs::RAX, regs::RBP, regs::RSI] {
+            c.state.set_gpr(r, 1 << 63);
+        }
+        run(&mut c, code, 100);
+        handled(&c, vector);
+    }
+}
+
 #[test]
 fn double_and_triple_fault() {
     // Without a #UD gate: #UD, then #NP or #GP on its gate, delivered as such (benign first).

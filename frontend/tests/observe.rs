@@ -108,7 +108,6 @@ fn a_failed_vm_entry_is_explained() {
         a.mov(eax, cr0)?;
         a.or(eax, 0x8000_0020u32 as i32)?;
         a.mov(cr0, eax)?;
-        wrmsr(a, 0x3a, 5)?;
         a.mov(ecx, 0x480)?;
         a.rdmsr()?;
         a.and(eax, 0x7fff_ffff)?;

@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use undervisor_core::{Activity, Model, Rflags, SegReg};
+use undervisor_core::{Activity, Feature, Model, Rflags, SegReg};
 use undervisor_cpu::apic::message::lowest_priority;
 use undervisor_cpu::apic::{DeliveryMode, Message, Shorthand};
 use undervisor_cpu::run::RunExit;
@@ -109,6 +109,10 @@ impl Machine {
             cpus: config.cpus,
             epoch: config.epoch,
         });
+        if cpu_model.has(Feature::VMX) {
+            // Firmware writes this into IA32_FEATURE_CONTROL of every processor.
+            board.fw_cfg.add_file("etc/msr_feature_control", load::FEATURE_CONTROL.to_le_bytes().to_vec());
+        }
         for (name, data) in config.files {
             board.fw_cfg.add_file(&name, data);
         }

@@ -318,6 +318,7 @@ fn kernels_get_what_firmware_leaves() {
     let m = MachineConfig::new().memory(8 << 20).cpus(2).kernel(kernel).build().unwrap();
     for cpu in m.cpus() {
         assert_eq!(cpu.state.msrs.mtrr_def_type, 0xc06);
+        assert_eq!(cpu.state.msrs.feature_control, 5);
         assert_eq!(cpu.apic.lvt[4], 0x400);
     }
     assert_eq!(m.cpus()[0].apic.lvt[3], 0x700);

@@ -129,23 +129,34 @@ pub fn load_guest(v: &Vmcs, s: &mut CpuState, memory: &dyn Memory) {
         s.pdpte = pdptes(v, memory);
     }
     let blocking = v.get(Field::GUEST_INTERRUPTIBILITY);
-    let injecting = v.get32(Field::ENTRY_INTERRUPTION_INFORMATION) & interruption::VALID != 0;
+    let information = v.get32(Field::ENTRY_INTERRUPTION_INFORMATION);
+    // A pending MTF VM exit (type 7) is not delivered through the IDT.
+    let vectoring = (information & interruption::VALID != 0)
+        .then(|| interruption::kind(information))
+        .filter(|&kind| kind != interruption::OTHER);
+    let mov_ss = blocking & interruptibility::MOV_SS != 0;
     s.shadow = Shadow {
-        // An injected event ends blocking by STI and MOV SS.
-        sti: blocking & interruptibility::STI != 0 && !injecting,
-        mov_ss: blocking & interruptibility::MOV_SS != 0 && !injecting,
+        // A vectored event ends blocking by STI and MOV SS.
+        sti: blocking & interruptibility::STI != 0 && vectoring.is_none(),
+        mov_ss: mov_ss && vectoring.is_none(),
         nmi: blocking & interruptibility::NMI != 0,
         smm: s.shadow.smm,
     };
     s.activity = match v.get(Field::GUEST_ACTIVITY) {
-        // An injected event wakes the processor.
-        _ if injecting && v.get32(Field::ENTRY_INTERRUPTION_INFORMATION) >> 8 & 7 != interruption::OTHER => Activity::Active,
+        // A vectored event wakes the processor.
+        _ if vectoring.is_some() => Activity::Active,
         1 => Activity::Hlt,
         2 => Activity::Shutdown,
         3 => Activity::WaitForSipi,
         _ => Activity::Active,
     };
-    // Bit 12 (enabled breakpoint) says only that B3:B0 matter; without it and BS nothing is pending.
+    // Bit 12 (enabled breakpoint) says only that B3:B0 matter; without it and BS nothing is pending. Nor is it where the vectored event or
+    // the activity state rules it out (SDM vol. 3, Delivery of Pending Debug Exceptions after VM Entry).
     let pending = v.get(Field::GUEST_PENDING_DEBUG);
-    s.pending_debug = if pending & (1 << 12 | 1 << 14) != 0 { pending & 0x400f } else { 0 };
+    let lost = match vectoring {
+        Some(interruption::SOFTWARE | interruption::SOFTWARE_EXCEPTION) => !mov_ss,
+        Some(_) => true,
+        None => matches!(s.activity, Activity::Shutdown | Activity::WaitForSipi),
+    };
+    s.pending_debug = if pending & (1 << 12 | 1 << 14) != 0 && !lost { pending & 0x400f } else { 0 };
 }

@@ -17,6 +17,7 @@ pub mod pvh;
 
 pub use entry::Entry;
 
+use undervisor_core::Feature;
 use undervisor_cpu::Cpu;
 use undervisor_cpu::apic::{DeliveryMode, LVT_LINT0, LVT_LINT1};
 use undervisor_devices::{Dma, DmaExt};
@@ -130,20 +131,28 @@ fn write_bios_data(ram: &Ram) {
     let _ = ram.write_u16(LOW_MEMORY_END, 1);
 }
 
-/// What firmware would have left in a processor's registers: memory types, and the local APIC in virtual-wire mode
-/// (MultiProcessor Specification, Virtual Wire Mode; SDM vol. 3, MTRR Considerations in MP Systems).
+/// IA32_FEATURE_CONTROL as firmware leaves it: locked, with VMXON allowed outside of SMX operation.
+pub const FEATURE_CONTROL: u64 = 1 | 1 << 2;
+
+/// What firmware would have left in a processor's registers: memory types, VMX switched on and that locked, and the local APIC in
+/// virtual-wire mode (MultiProcessor Specification, Virtual Wire Mode; SDM vol. 3, MTRR Considerations in MP Systems; Enabling and
+/// Entering VMX Operation).
 pub fn firmware_state(cpu: &mut Cpu) {
     const WRITE_BACK: u64 = 6;
     const ENABLED: u64 = 3 << 10;
     const VALID: u64 = 1 << 11;
     let hole = crate::memory::PCI_WINDOW.start;
     let width = (1u64 << cpu.physical_bits()) - 1;
+    let vmx = cpu.model().has(Feature::VMX);
     let m = &mut cpu.state.msrs;
     m.mtrr_def_type = ENABLED | WRITE_BACK;
     m.mtrr_fixed = [0x0606_0606_0606_0606; 11];
     // The VGA window is uncacheable; so is everything from the PCI window to 4 GiB.
     m.mtrr_fixed[2] = 0;
     m.mtrr_variable[0] = [hole, (width & !((1 << 32) - hole - 1)) | VALID];
+    if vmx {
+        m.feature_control = FEATURE_CONTROL;
+    }
     // FNINIT: after RESET every register counts as in use, and every exception is unmasked.
     cpu.state.x87 = undervisor_core::X87::default();
     cpu.apic.svr = 0x1ff;

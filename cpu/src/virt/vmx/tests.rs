@@ -21,6 +21,8 @@ const BITMAP: u64 = 0x32000;
 const HOST_CODE: u64 = 0x1000;
 const EXIT_CODE: u64 = 0x2000;
 const RESUME_CODE: u64 = 0x3000;
+const HANDLER: u64 = 0x5000;
+const GUEST_IDT: u64 = 0xa000;
 const GUEST_CODE: u64 = 0x4000;
 
 /// A processor in long mode with identity paging, VMXE on and FEATURE_CONTROL locked.
@@ -174,6 +176,42 @@ fn a_trap_after_sti_exits_once() {
     cpu.run(&mut NullBus, now + 40);
     trapped(&cpu);
     assert_eq!((field(&cpu, Field::GUEST_RIP), cpu.counters.vm_entries), (GUEST_CODE + 2, 2));
+}
+
+/// What was pending after MOV SS is lost when the entry delivers an exception, an interrupt or an ICEBP, and follows a software interrupt.
+#[test]
+fn pending_debug_exceptions_and_vectoring_entries() {
+    // Types with a vector: ICEBP, #DB, NMI, external, INT3.
+    for (information, follows) in [(0x501u64, false), (0x301, false), (0x202, false), (0x021, false), (0x603, true)] {
+        let cpu = launch(
+            |c| {
+                for vector in [1u64, 2, 3, 0x21] {
+                    c.shared.write_u64(GUEST_IDT + 16 * vector, HANDLER & 0xffff | 8 << 16 | 0x8e00 << 32);
+                    c.shared.write_u64(GUEST_IDT + 16 * vector + 8, 0);
+                }
+                c.shared.write_u64(0x9008, 0x00af_9b00_0000_ffff);
+                place(c, HANDLER, |a| a.vmcall());
+                let v = &mut c.virt.vmx.vmcs;
+                for (f, value) in [
+                    (Field::EXCEPTION_BITMAP, 1 << 1),
+                    (Field::GUEST_RFLAGS, 0x102 | if information == 0x021 { 0x200 } else { 0 }),
+                    (Field::GUEST_IDTR_BASE, GUEST_IDT),
+                    (Field::GUEST_IDTR_LIMIT, 0xfff),
+                    (Field::GUEST_GDTR_BASE, 0x9000),
+                    (Field::GUEST_GDTR_LIMIT, 0xff),
+                    (Field::GUEST_INTERRUPTIBILITY, if information >= 0x300 { 2 } else { 0 }),
+                    (Field::GUEST_PENDING_DEBUG, 1 << 14),
+                    (Field::ENTRY_INTERRUPTION_INFORMATION, 1 << 31 | information),
+                    (Field::ENTRY_INSTRUCTION_LENGTH, 1),
+                ] {
+                    v.set(f, value);
+                }
+            },
+            |a| a.nop(),
+        );
+        exited(&cpu, if follows { basic::EXCEPTION_OR_NMI } else { basic::VMCALL });
+        assert_eq!(field(&cpu, Field::GUEST_RIP), HANDLER, "{information:#x}");
+    }
 }
 
 #[test]
