@@ -8,7 +8,7 @@ pub const BASE: u64 = 0xfec0_0000;
 /// Bytes of register space.
 pub const SIZE: u64 = 0x1000;
 
-const VERSION: u32 = 0x20;
+pub const VERSION: u32 = 0x20;
 
 const DELIVERY_STATUS: u64 = 1 << 12;
 const ACTIVE_LOW: u64 = 1 << 13;

@@ -13,6 +13,7 @@ pub mod host;
 pub mod load;
 pub mod machine;
 pub mod memory;
+pub mod mp_table;
 mod platform;
 pub mod smbios;
 pub mod stop;

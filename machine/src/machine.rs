@@ -181,6 +181,7 @@ impl Machine {
             Boot::Nothing | Boot::Firmware(_) => 0,
             Boot::Kernel(_) => {
                 crate::smbios::write(&self.ram, self.shared.memory.ram_size(), self.cpus.len());
+                crate::mp_table::write(&self.ram, self.cpus.len(), &self.cpu_model);
                 crate::acpi::write(&self.ram, &tables)
             }
         };

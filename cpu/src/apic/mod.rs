@@ -22,6 +22,9 @@ pub const BASE_ENABLE: u64 = 1 << 11;
 /// Physical address of the register page after reset.
 pub const DEFAULT_BASE: u64 = 0xfee0_0000;
 
+/// What the version register's low byte says: an integrated APIC.
+pub const VERSION: u8 = 0x14;
+
 /// Mask bit of an LVT register.
 pub const LVT_MASK: u32 = 1 << 16;
 /// Indices of [`LocalApic::lvt`].
@@ -100,7 +103,7 @@ impl LocalApic {
             id,
             xapic_id: id as u8,
             base: DEFAULT_BASE | BASE_ENABLE | if id == 0 { BASE_BSP } else { 0 },
-            version: (LVT_CMCI as u32) << 16 | 0x14,
+            version: (LVT_CMCI as u32) << 16 | VERSION as u32,
             tpr: 0,
             xapic_ldr: 0,
             dfr: 0,
