@@ -5,8 +5,9 @@ use undervisor_core::VmxFeatures;
 use crate::controls::{entry, exit, pin, primary, secondary, tertiary};
 use crate::fields::Lookup;
 
-/// Revision of our VMCS layout: VMX_BASIC 30:0.
-pub const REVISION: u32 = 0x5556_0001;
+/// Revision of our VMCS layout: VMX_BASIC 30:0. Bit 30 is clear, as in the identifiers of all processors: there are hypervisors that mask
+/// it off.
+pub const REVISION: u32 = 0x1556_0001;
 /// Bytes that software sets aside for a VMXON region or VMCS.
 pub const REGION_SIZE: u64 = 4096;
 /// CR3-target values that a VMCS holds.
@@ -298,6 +299,7 @@ mod tests {
     #[test]
     fn defaults_follow_the_manual() {
         let c = Capabilities::new(VmxFeatures::skylake_server(), Limits::default());
+        assert_eq!(c.msr(0x480).unwrap() as u32 >> 30, 0);
         assert_eq!(c.msr(0x481).unwrap() as u32, 0x16);
         assert_eq!(c.msr(0x482).unwrap() as u32, 0x0401_e172);
         assert_eq!(c.msr(0x48e).unwrap() as u32, 0x0400_6172);
