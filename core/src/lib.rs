@@ -2,6 +2,7 @@
 //! architectural state of one logical processor. Names and layouts only; behaviour lives in the other crates.
 #![forbid(unsafe_code)]
 
+pub mod apic;
 pub mod bits;
 pub mod describe;
 pub mod event;

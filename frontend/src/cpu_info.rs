@@ -126,15 +126,7 @@ fn capabilities(model: &Model, out: &mut String) {
         "IA32_VMX_PROCBASED_CTLS3",
         "IA32_VMX_EXIT_CTLS2",
     ];
-    let limits = Limits {
-        cr4_allowed: model.cr4_bits(),
-        physical_address_bits: model.physical_bits,
-        linear_address_bits: model.linear_bits(),
-        efer_allowed: model.efer_bits(),
-        debugctl_allowed: model.debugctl_bits(),
-        perf_global_ctrl_allowed: model.performance().global_bits(),
-    };
-    let capabilities = Capabilities::new(model.vmx, limits);
+    let capabilities = Capabilities::new(model.vmx, Limits::of(model));
     out.push_str("\nVMX capability MSRs:\n");
     for (i, name) in NAMES.iter().enumerate() {
         if let Some(value) = capabilities.msr(0x480 + i as u32) {

@@ -1,31 +1,7 @@
 //! AVIC: the guest's virtual APIC in its backing page (APM vol. 2, Advanced Virtual Interrupt Controller).
 
+use undervisor_core::apic::*;
 use undervisor_mmu::GuestMemory;
-
-/// Byte offsets of registers in the backing page.
-pub mod register {
-    pub const ID: u32 = 0x20;
-    pub const TPR: u32 = 0x80;
-    pub const PPR: u32 = 0xa0;
-    pub const EOI: u32 = 0xb0;
-    pub const REMOTE_READ: u32 = 0xc0;
-    pub const LDR: u32 = 0xd0;
-    pub const DFR: u32 = 0xe0;
-    pub const SVR: u32 = 0xf0;
-    pub const ISR: u32 = 0x100;
-    pub const TMR: u32 = 0x180;
-    pub const IRR: u32 = 0x200;
-    pub const ESR: u32 = 0x280;
-    pub const ICR: u32 = 0x300;
-    pub const ICR_HIGH: u32 = 0x310;
-    pub const LVT_TIMER: u32 = 0x320;
-    pub const LVT_ERROR: u32 = 0x370;
-    pub const INITIAL_COUNT: u32 = 0x380;
-    pub const CURRENT_COUNT: u32 = 0x390;
-    pub const DIVIDE: u32 = 0x3e0;
-    pub const SELF_IPI: u32 = 0x3f0;
-}
-use register::*;
 
 /// What an access to a register does (APM vol. 2, Guest vAPIC Register Access Behavior).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +28,7 @@ pub fn write_behaviour(offset: u32) -> Behaviour {
     match offset {
         TPR | EOI | ICR => Behaviour::Accelerated,
         ICR_HIGH => Behaviour::Allowed,
-        ID | REMOTE_READ | LDR | DFR | SVR | ESR | LVT_TIMER..=LVT_ERROR | INITIAL_COUNT | DIVIDE => Behaviour::Trap,
+        ID | RRD | LDR | DFR | SVR | ESR | LVT_TIMER..=LVT_ERROR | INITIAL_COUNT | DIVIDE => Behaviour::Trap,
         _ => Behaviour::Fault,
     }
 }

@@ -1,22 +1,13 @@
 //! APIC virtualization (SDM vol. 3, APIC Virtualization and Virtual Interrupts): the virtual-APIC page, and what reads and writes
 //! of virtualized registers do. Requesting and guest interrupt status (RVI, SVI) live in the VMCS.
 
+use undervisor_core::apic::*;
+
 use crate::controls::{primary, secondary, tertiary};
 use crate::fields::Field;
 use crate::memory::Memory;
 use crate::reason::{ExitInformation, basic};
 use crate::vmcs::Vmcs;
-
-/// Offsets in the virtual-APIC page.
-pub const TPR: u64 = 0x80;
-pub const PPR: u64 = 0xa0;
-pub const EOI: u64 = 0xb0;
-pub const ISR: u64 = 0x100;
-pub const IRR: u64 = 0x200;
-pub const ICR_LOW: u64 = 0x300;
-pub const ICR_HIGH: u64 = 0x310;
-/// x2APIC self-IPI register.
-pub const SELF_IPI: u64 = 0x3f0;
 
 /// What follows from a virtualized write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,11 +41,11 @@ impl VirtualApic<'_> {
     fn page(&self) -> u64 {
         self.vmcs.get(Field::VIRTUAL_APIC_ADDRESS)
     }
-    fn read(&self, offset: u64) -> u32 {
-        self.memory.read_u32(self.page() + offset)
+    fn read(&self, offset: u32) -> u32 {
+        self.memory.read_u32(self.page() + offset as u64)
     }
-    fn write(&self, offset: u64, value: u32) {
-        self.memory.write_u32(self.page() + offset, value);
+    fn write(&self, offset: u32, value: u32) {
+        self.memory.write_u32(self.page() + offset as u64, value);
     }
     fn delivery(&self) -> bool {
         self.vmcs.secondary(secondary::VIRTUAL_INTERRUPT_DELIVERY)
@@ -80,19 +71,19 @@ impl VirtualApic<'_> {
     }
 
     /// Set or clear a vector's bit in the register that starts at `base`.
-    fn set_bit(&self, base: u64, vector: u8, on: bool) {
-        let at = base + (vector as u64 >> 5) * 0x10;
+    fn set_bit(&self, base: u32, vector: u8, on: bool) {
+        let at = base + (vector as u32 >> 5) * 0x10;
         let bit = 1 << (vector & 31);
         let old = self.read(at);
         self.write(at, if on { old | bit } else { old & !bit });
     }
 
     /// Highest vector set in the register that starts at `base`; 0 if none.
-    fn highest(&self, base: u64) -> u8 {
+    fn highest(&self, base: u32) -> u8 {
         (0..8u8)
             .rev()
             .find_map(|i| {
-                let word = self.read(base + i as u64 * 0x10);
+                let word = self.read(base + i as u32 * 0x10);
                 (word != 0).then(|| i * 32 + (31 - word.leading_zeros()) as u8)
             })
             .unwrap_or(0)
@@ -181,8 +172,8 @@ impl VirtualApic<'_> {
                 continue;
             }
             self.memory.write_u64(descriptor + 8 * i, 0);
-            for half in 0..2u64 {
-                let at = IRR + (2 * i + half) * 0x10;
+            for half in 0..2u32 {
+                let at = IRR + (2 * i as u32 + half) * 0x10;
                 self.write(at, self.read(at) | (requests >> (32 * half)) as u32);
             }
             let highest = (64 * i) as u8 + (63 - requests.leading_zeros()) as u8;
@@ -239,26 +230,26 @@ impl VirtualApic<'_> {
 
     /// A read of `size` bytes at `offset` of the APIC-access page (Virtualizing Reads from the APIC-Access Page).
     pub fn page_read(&self, offset: u64, size: usize) -> PageAccess {
+        let register = register(offset);
         let virtualized = self.virtualizable(offset, size)
             && if self.vmcs.secondary(secondary::APIC_REGISTER_VIRTUALIZATION) {
-                matches!(offset & !0xf,
-                    0x20 | 0x30 | 0x80 | 0xb0 | 0xd0 | 0xe0 | 0xf0 | 0x100..=0x280 | 0x300..=0x380 | 0x3e0)
+                matches!(register, ID | VERSION | TPR | EOI | LDR | DFR | SVR | ISR..=ESR | ICR..=INITIAL_COUNT | DIVIDE)
             } else {
-                offset & !0xf == TPR
+                register == TPR
             };
         if virtualized { PageAccess::Virtual(self.page() + offset) } else { PageAccess::Exit }
     }
 
     /// A write likewise; when the instruction is complete, [`Self::page_written`] does what the register does.
     pub fn page_write(&self, offset: u64, size: usize) -> PageAccess {
-        let register = offset & !0xf;
+        let register = register(offset);
         let virtualized = self.virtualizable(offset, size)
             && if self.vmcs.secondary(secondary::APIC_REGISTER_VIRTUALIZATION) {
-                matches!(register, 0x20 | 0x80 | 0xb0 | 0xd0 | 0xe0 | 0xf0 | 0x280 | 0x300..=0x380 | 0x3e0)
+                matches!(register, ID | TPR | EOI | LDR | DFR | SVR | ESR | ICR..=INITIAL_COUNT | DIVIDE)
             } else {
                 register == TPR
-                    || self.delivery() && (register == EOI || register == ICR_LOW)
-                    || self.vmcs.tertiary(tertiary::IPI_VIRTUALIZATION) && register == ICR_LOW
+                    || self.delivery() && (register == EOI || register == ICR)
+                    || self.vmcs.tertiary(tertiary::IPI_VIRTUALIZATION) && register == ICR
             };
         if virtualized { PageAccess::Virtual(self.page() + offset) } else { PageAccess::Exit }
     }
@@ -270,7 +261,7 @@ impl VirtualApic<'_> {
 
     /// APIC-write emulation.
     pub fn page_written(&mut self, offset: u64, physical_address_bits: u32) -> Effect {
-        match offset & !0xf {
+        match register(offset) {
             TPR => {
                 self.write(TPR, self.vtpr() as u32);
                 self.tpr_written()
@@ -279,10 +270,10 @@ impl VirtualApic<'_> {
                 self.write(EOI, 0);
                 self.end_of_interrupt()
             }
-            ICR_LOW => {
+            ICR => {
                 let destination = self.read(ICR_HIGH) >> 24;
-                let low = self.read(ICR_LOW);
-                self.icr_written(low, destination, physical_address_bits, false).unwrap_or(Self::write_exit(ICR_LOW))
+                let low = self.read(ICR);
+                self.icr_written(low, destination, physical_address_bits, false).unwrap_or(Self::write_exit(ICR))
             }
             ICR_HIGH => {
                 self.write(ICR_HIGH, self.read(ICR_HIGH) & 0xff00_0000);
@@ -292,8 +283,8 @@ impl VirtualApic<'_> {
         }
     }
 
-    fn write_exit(offset: u64) -> Effect {
-        Effect::Exit(ExitInformation::qualified(basic::APIC_WRITE, offset))
+    fn write_exit(register: u32) -> Effect {
+        Effect::Exit(ExitInformation::qualified(basic::APIC_WRITE, register as u64))
     }
 
     // ---- x2APIC MSRs ----------------------------------------------------------------------------------------------------
@@ -301,8 +292,8 @@ impl VirtualApic<'_> {
     /// RDMSR of 0x800–0x8ff with "virtualize x2APIC mode". `None`: not virtualized.
     pub fn msr_read(&self, msr: u32) -> Option<u64> {
         let all = self.vmcs.secondary(secondary::APIC_REGISTER_VIRTUALIZATION);
-        let offset = (msr as u64 & 0xff) << 4;
-        (all || offset == TPR).then(|| self.memory.read_u64(self.page() + offset))
+        let register = (msr & 0xff) << 4;
+        (all || register == TPR).then(|| self.memory.read_u64(self.page() + register as u64))
     }
 
     /// WRMSR likewise. `None`: not virtualized. `Some(Err(()))`: #GP(0).
@@ -327,13 +318,18 @@ impl VirtualApic<'_> {
                 }
             }),
             0x830 if self.vmcs.tertiary(tertiary::IPI_VIRTUALIZATION) => {
-                self.memory.write_u64(self.page() + ICR_LOW, value);
+                self.memory.write_u64(self.page() + ICR as u64, value);
                 let effect = self.icr_written(value as u32, (value >> 32) as u32, physical_address_bits, true);
-                Some(Ok(effect.unwrap_or(Self::write_exit(ICR_LOW))))
+                Some(Ok(effect.unwrap_or(Self::write_exit(ICR))))
             }
             _ => None,
         }
     }
+}
+
+/// The register that an offset in its page lies in.
+fn register(offset: u64) -> u32 {
+    (offset & 0xff0) as u32
 }
 
 #[cfg(test)]

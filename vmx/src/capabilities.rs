@@ -1,6 +1,6 @@
 //! The capability MSRs (SDM vol. 3, appendix "VMX Capability Reporting Facility"), generated from the model's features.
 
-use undervisor_core::VmxFeatures;
+use undervisor_core::{Model, VmxFeatures};
 
 use crate::controls::{entry, exit, pin, primary, secondary, tertiary};
 use crate::fields::Lookup;
@@ -30,6 +30,19 @@ pub struct Limits {
     pub efer_allowed: u64,
     pub debugctl_allowed: u64,
     pub perf_global_ctrl_allowed: u64,
+}
+
+impl Limits {
+    pub fn of(model: &Model) -> Limits {
+        Limits {
+            cr4_allowed: model.cr4_bits(),
+            physical_address_bits: model.physical_bits,
+            linear_address_bits: model.linear_bits(),
+            efer_allowed: model.efer_bits(),
+            debugctl_allowed: model.debugctl_bits(),
+            perf_global_ctrl_allowed: model.performance().global_bits(),
+        }
+    }
 }
 
 impl Default for Limits {

@@ -302,7 +302,7 @@ pub fn needs_memory(c: &Context<'_>) -> bool {
 }
 
 fn vtpr(c: &Context<'_>) -> u8 {
-    c.memory.read_u8(c.vmcs.get(Field::VIRTUAL_APIC_ADDRESS) + crate::apic::TPR)
+    c.memory.read_u8(c.vmcs.get(Field::VIRTUAL_APIC_ADDRESS) + undervisor_core::apic::TPR as u64)
 }
 
 /// Whether an EPTP may be used (SDM vol. 3, Extended-Page-Table Pointer (EPTP)): 2:0 memory type, 5:3 page-walk length − 1,

@@ -1,8 +1,8 @@
 //! AVIC as the processor meets it: the guest's APIC page, x2APIC registers, IPIs and doorbells.
 
-use undervisor_core::{Event, EventKind, SvmFeatures};
+use undervisor_core::{Event, EventKind, SvmFeatures, apic as register};
 use undervisor_mmu::PAGE_MASK;
-use undervisor_svm::apic::{BackingPage, Behaviour, Tables, read_behaviour, register, write_behaviour};
+use undervisor_svm::apic::{BackingPage, Behaviour, Tables, read_behaviour, write_behaviour};
 use undervisor_svm::controls::v_intr;
 use undervisor_svm::exit::ExitInformation;
 use undervisor_svm::{Field, reason};

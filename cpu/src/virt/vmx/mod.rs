@@ -14,7 +14,6 @@ mod tests;
 
 use std::rc::Rc;
 
-use undervisor_core::model::Feature;
 use undervisor_mmu::Ept;
 use undervisor_vmx::checks::state::NO_VMCS;
 use undervisor_vmx::controls::{pin, primary, secondary, tertiary};
@@ -111,16 +110,7 @@ impl Cpu {
         if let Some(c) = &self.virt.vmx.capabilities {
             return c.clone();
         }
-        let model = self.model.clone();
-        let limits = Limits {
-            cr4_allowed: model.cr4_bits(),
-            physical_address_bits: self.physical_bits(),
-            linear_address_bits: if model.has(Feature::LA57) { 57 } else { 48 },
-            efer_allowed: model.efer_bits() | 1 << 10,
-            debugctl_allowed: model.debugctl_bits(),
-            perf_global_ctrl_allowed: model.performance().global_bits(),
-        };
-        let c = Rc::new(Capabilities::new(model.vmx, limits));
+        let c = Rc::new(Capabilities::new(self.model.vmx, Limits::of(&self.model)));
         self.virt.vmx.capabilities = Some(c.clone());
         c
     }
