@@ -89,7 +89,7 @@ pub mod attention {
 pub struct Counters {
     /// Virtual time that passed without this processor (halted, or another one's turn).
     pub waited: u64,
-    /// The part of it that PAUSEs took.
+    /// The part of it in which an instruction was in flight, as [`Cpu::linger`] says.
     pub paused: u64,
     /// The part of it that events without end cost, one for each that no instruction follows.
     pub fruitless: u64,
@@ -316,6 +316,13 @@ impl Cpu {
             self.limit = now;
             self.budget = -(crate::cache::MAX_BLOCK as i64);
         }
+    }
+
+    /// The instruction in flight takes so much virtual time besides its own unit.
+    pub(crate) fn linger(&mut self, time: u64) {
+        self.budget -= time as i64;
+        self.counters.waited += time;
+        self.counters.paused += time;
     }
 
     /// Instructions this processor has retired.

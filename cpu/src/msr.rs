@@ -92,6 +92,8 @@ fn plain_intel(msr: u32) -> Option<Plain> {
         0x1c8 | 0x1c9 | 0x680..=0x69f | 0x6c0..=0x6df | 0xdc0..=0xddf => rw(0),
         // MISC_FEATURE_CONTROL, PERF_CTL, CLOCK_MODULATION, THERM_INTERRUPT.
         0x1a4 | 0x199 | 0x19a | 0x19b => rw(0),
+        // OFFCORE_RSP_0 and 1, PEBS_FRONTEND: which of the events that do not happen here are to be counted.
+        0x1a6 | 0x1a7 | 0x3f7 => rw(0),
         // THERM_STATUS, TEMPERATURE_TARGET (100 °C), MISC_PWR_MGMT, TURBO_RATIO_LIMIT.
         0x19c => rw(0x8800_0000),
         0x1a2 => constant(100 << 16),

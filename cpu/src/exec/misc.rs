@@ -78,9 +78,7 @@ const SPINS: u32 = 16;
 
 fn pause(cpu: &mut Cpu, _: &Instruction) -> Exec {
     cpu.intercept(Intercept::Pause)?;
-    cpu.budget -= PAUSE_TIME as i64;
-    cpu.counters.waited += PAUSE_TIME;
-    cpu.counters.paused += PAUSE_TIME;
+    cpu.linger(PAUSE_TIME);
     if cpu.crowded {
         cpu.spins += 1;
         if cpu.spins >= SPINS {

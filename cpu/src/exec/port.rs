@@ -19,6 +19,10 @@ pub fn lookup(insn: &Instruction) -> Option<Row> {
     }))
 }
 
+/// Virtual time that IN and OUT take besides their own instruction: a cycle of the bus behind the south bridge is about a
+/// microsecond. Loops that poll a device until a moment comes would else be a thousand times as long as they are.
+const PORT_TIME: u64 = 1000;
+
 /// Lowest limit of a TSS with an I/O map base.
 const TSS_IO_BASE: u32 = 102;
 
@@ -98,6 +102,7 @@ fn in_(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     cpu.intercept(simple(port, size, true, immediate))?;
     let value = cpu.port_in(port, size);
     cpu.set_gpr(insn.op0_register(), value as u64);
+    cpu.linger(PORT_TIME);
     Ok(())
 }
 
@@ -108,6 +113,7 @@ fn out(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     cpu.intercept(simple(port, size, false, immediate))?;
     let value = cpu.gpr(insn.op1_register()) as u32;
     cpu.port_out(port, size, value);
+    cpu.linger(PORT_TIME);
     Ok(())
 }
 

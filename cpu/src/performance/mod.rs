@@ -59,7 +59,7 @@ impl Default for Monitor {
 }
 
 impl Cpu {
-    /// Virtual time in which this processor ran, PAUSEs included.
+    /// Virtual time in which this processor ran, slow instructions' extra time included.
     fn own_time(&self) -> u64 {
         self.retired() + self.counters.paused
     }
