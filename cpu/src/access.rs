@@ -249,6 +249,7 @@ impl Cpu {
                     if self.observing & crate::observe::want::LINT != 0 {
                         self.observe_load(self.shared.memory.index_of(p), (at & 0xfff) as usize);
                     }
+                    self.ram_accessed(p, at, n, false);
                 }
                 Reached::Mmio(physical) => self.mmio_in(physical, &mut out[done..done + n])?,
             }
@@ -275,6 +276,7 @@ impl Cpu {
             Reached::Ram(p) => {
                 // SAFETY: the bytes are within one guest page (the caller splits at page ends).
                 unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), p, data.len()) };
+                self.ram_accessed(p, linear, data.len(), true);
                 let page = self.shared.memory.index_of(p);
                 if self.observing != 0 {
                     self.observe_store(page, (linear & 0xfff) as usize, data);
@@ -290,6 +292,15 @@ impl Cpu {
         }
         self.data_accessed(linear, data.len(), access);
         Ok(())
+    }
+
+    /// Bytes of RAM within a page were read or written, at `p` and `linear`.
+    #[inline]
+    pub(crate) fn ram_accessed(&mut self, p: *const u8, linear: u64, size: usize, write: bool) {
+        if self.performance.counts_caches {
+            let page = self.shared.memory.index_of(p) as u64;
+            self.count_access(page << 12 | linear & 0xfff, size, write);
+        }
     }
 
     fn mmio_in(&mut self, physical: u64, out: &mut [u8]) -> Exec {

@@ -23,7 +23,10 @@ impl Cpu {
             return Ok(Some(p));
         }
         Ok(match self.reach(linear, Access::READ)? {
-            Reached::Ram(p) => Some(p),
+            Reached::Ram(p) => {
+                self.ram_accessed(p, linear, len, false);
+                Some(p)
+            }
             Reached::Mmio(_) => None,
         })
     }
@@ -41,6 +44,7 @@ impl Cpu {
 
     fn bulk_stored(&mut self, to: Target, linear: u64, len: usize) {
         if to.watch {
+            self.ram_accessed(to.pointer, linear, len, true);
             let page = self.shared.memory.index_of(to.pointer);
             if self.shared.code().written(page, (linear & 0xfff) as usize, len) {
                 self.counters.blocks_invalidated += 1;

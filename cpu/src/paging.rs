@@ -633,9 +633,14 @@ impl Cpu {
         }
     }
 
-    /// Whether accesses must not be answered from the TLB now: alignment checks or data breakpoints are on.
+    /// Whether accesses must not be answered from the TLB now: alignment checks or data breakpoints are on, or a counter wants to know.
     pub fn tlb_bypassed(&self) -> bool {
-        self.alignment_checked() || self.breakpoints.data
+        self.alignment_checked() || self.breakpoints.data || self.performance.counts_caches
+    }
+
+    /// Whether the bank in use is the one that stays empty.
+    pub(crate) fn bypassing(&mut self) -> bool {
+        self.bank == self.tlb.bank_pointer(BYPASS_BANK)
     }
 
     /// EFLAGS.AC, CR0.AM and CPL 3.

@@ -24,7 +24,7 @@ pub enum Bank {
 
 /// Banks for the root/host level and again for a guest of it, so that neither evicts the other.
 pub const BANKS: usize = 6;
-/// A bank that stays empty: in use while every access must take the slow path (alignment checks, data breakpoints).
+/// A bank that stays empty: in use while every access must take the slow path (alignment checks, data breakpoints, counted accesses).
 pub const BYPASS_BANK: usize = BANKS;
 /// Slots of the filter in front of `forbid_writes`.
 const WRITTEN_BITS: usize = 1 << 16;

@@ -29,12 +29,6 @@ stty -F /dev/ttyS0 cols 500
 exec setsid cttyhack sh
 ";
 
-/// What kernels may say at level \"warning\" or worse on this machine without anything being wrong with it.
-const HARMLESS: [&str; 1] = [
-    // What CPUID says of the last-level cache's events, repeated.
-    "core: CPUID marked event:",
-];
-
 /// `numbers.c`, compiled for the host's own kind of processor, and what it prints there. `None`, with a word about it, where that cannot be.
 /// Compiled once, whichever test comes first.
 fn numbers() -> Option<&'static (Vec<u8>, String)> {
@@ -138,7 +132,7 @@ fn check_programs(t: &mut Terminal) {
     assert_eq!(run("seq 3000 | sort -rn | awk 'NR==1||NR==3000' | cat"), "3000\n1");
 }
 
-/// No kernel message at level "warning" or worse but the known harmless ones, and no trace of trouble at any level.
+/// No kernel message at level "warning" or worse, and no trace of trouble at any level.
 fn check_log(t: &mut Terminal) {
     let log = t.command("dmesg -r", PROMPT, 60);
     assert!(log.contains("Linux version"), "{log}");
@@ -151,7 +145,6 @@ fn check_log(t: &mut Terminal) {
                 ["WARNING:", "BUG:", "Call Trace", "soft lockup", "rcu_sched", "unstable", "irq: nobody cared", "Oops"];
             level.is_some_and(|l| l & 7 <= 4) || trouble.iter().any(|word| line.contains(word))
         })
-        .filter(|line| !HARMLESS.iter().any(|h| line.contains(h)))
         .collect();
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }

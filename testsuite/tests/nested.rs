@@ -89,7 +89,7 @@ echo 'L{level}: ready'
 insmod /irqbypass.ko && insmod /kvm.ko && insmod /kvm-{vendor}.ko {parameters} && echo 'L{level}: KVM loaded'
 /vmm /vmlinuz /guest 'console=ttyS0 reboot=t panic=-1 quiet' {mib} {vcpus}
 echo 'L{level}: monitor done'
-dmesg -r | grep '^<[0-4]>' | grep -v 'core: CPUID marked event:'
+dmesg -r | grep '^<[0-4]>'
 echo 'L{level}: log done'
 {end}
 "

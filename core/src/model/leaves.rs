@@ -20,6 +20,13 @@ impl Default for Topology {
     }
 }
 
+/// A cache's size and associativity; lines have 64 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cache {
+    pub kib: u32,
+    pub ways: u32,
+}
+
 impl Topology {
     /// Bits of the APIC id that number the core.
     fn shift(&self) -> u32 {
@@ -139,14 +146,21 @@ impl Model {
         [self.signature, (t.apic_id & 0xff) << 24 | count << 16 | 8 << 8, ecx, edx]
     }
 
+    /// The data caches, the first level first.
+    pub fn data_caches(&self) -> [Cache; 3] {
+        let second = if self.vendor == Vendor::Amd { 8 } else { 16 };
+        [(32, 8), (self.l2_kib, second), (self.l3_kib, 16)].map(|(kib, ways)| Cache { kib, ways })
+    }
+
     /// Deterministic cache parameters: L1D, L1I, L2, L3.
     fn leaf4(&self, subleaf: u32, t: &Topology) -> Leaf {
         let cores = (1u32 << t.shift()) - 1;
-        let (kind, level, ways, kib, shared) = match subleaf {
-            0 => (1, 1, 8, 32, 0),
-            1 => (2, 1, 8, 32, 0),
-            2 => (3, 2, 16, self.l2_kib, 0),
-            3 => (3, 3, 16, self.l3_kib, cores),
+        let [l1, l2, l3] = self.data_caches();
+        let (kind, level, Cache { kib, ways }, shared) = match subleaf {
+            0 => (1, 1, l1, 0),
+            1 => (2, 1, l1, 0),
+            2 => (3, 2, l2, 0),
+            3 => (3, 3, l3, cores),
             _ => return [0; 4],
         };
         let eax = kind | level << 5 | 1 << 8 | (shared & 0xfff) << 14 | (cores & 0x3f) << 26;
@@ -161,13 +175,12 @@ impl Model {
         [0, self.register(7, 0, Register::Ebx), ecx, self.register(7, 0, Register::Edx)]
     }
 
-    /// Architectural performance monitoring (SDM vol. 3, Architectural Performance Monitoring). Of the seven events those of the
-    /// last-level cache are not there, for there is no cache.
+    /// Architectural performance monitoring (SDM vol. 3, Architectural Performance Monitoring). All seven events are there.
     fn leaf_a(&self) -> Leaf {
         let unit = self.performance();
         let width = performance::WIDTH;
         let version = self.register(0xa, 0, Register::Eax);
-        [version | (unit.general as u32) << 8 | width << 16 | 7 << 24, 1 << 3 | 1 << 4, 0, unit.fixed as u32 | width << 5]
+        [version | (unit.general as u32) << 8 | width << 16 | 7 << 24, 0, 0, unit.fixed as u32 | width << 5]
     }
 
     /// Leaves 0BH and 1FH: one thread a core, all cores in one package.

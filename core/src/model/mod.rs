@@ -4,7 +4,7 @@ mod feature;
 mod leaves;
 
 pub use feature::{Feature, FeatureSet, Place, Register};
-pub use leaves::{CpuidInputs, Topology};
+pub use leaves::{Cache, CpuidInputs, Topology};
 
 use thiserror::Error;
 

@@ -89,10 +89,14 @@ fn pause(cpu: &mut Cpu, _: &Instruction) -> Exec {
     Ok(())
 }
 
-/// CLFLUSH, CLFLUSHOPT, CLWB: caches are not modelled, but the access is checked as a load of a byte.
+/// CLFLUSH, CLFLUSHOPT, CLWB: checked as a load of a byte. There are no caches but those that counters are told of, where CLWB leaves the
+/// line.
 fn flush_line(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     let linear = cpu.effective_linear(insn, 1, false)?;
-    cpu.translate(linear, Access::READ)?;
+    let physical = cpu.translate(linear, Access::READ)?;
+    if insn.mnemonic() != M::Clwb {
+        cpu.drop_cached_line(physical);
+    }
     Ok(())
 }
 

@@ -401,11 +401,17 @@ fn mwait(cpu: &mut Cpu, _: &Instruction) -> Exec {
 /// INVD, WBINVD, WBNOINVD: nothing is cached. WBNOINVD on a model without it is WBINVD.
 pub(super) fn invalidate_caches(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     cpl0(cpu)?;
-    cpu.intercept(match insn.mnemonic() {
+    let intercept = match insn.mnemonic() {
         M::Invd => Intercept::Invd,
         M::Wbnoinvd if cpu.model.has(Feature::WBNOINVD) => Intercept::Wbnoinvd,
         _ => Intercept::Wbinvd,
-    })
+    };
+    let keeps = intercept == Intercept::Wbnoinvd;
+    cpu.intercept(intercept)?;
+    if !keeps {
+        cpu.drop_caches();
+    }
+    Ok(())
 }
 
 fn cpuid(cpu: &mut Cpu, _: &Instruction) -> Exec {

@@ -4,11 +4,12 @@
 //! its event there has been since: time and instructions retired are known at any moment. What changes whether a counter counts (its
 //! registers, and the privilege level and the world, if some counter asks) brings them all up to date first. An overflow that is to
 //! interrupt is a deadline in the processor's own time. So counters cost nothing while none is on, and next to nothing otherwise;
-//! only branches have to be watched ([`branches`]).
+//! only branches and data accesses have to be watched ([`branches`], [`caches`]).
 //!
 //! An instruction that changes whether a counter counts is counted as the new setting says.
 
 pub mod branches;
+pub mod caches;
 mod registers;
 pub mod tally;
 #[cfg(test)]
@@ -39,6 +40,11 @@ pub struct Monitor {
     mispredictions: u64,
     pub(crate) pending: Option<branches::Pending>,
     predictor: Option<Box<branches::Predictor>>,
+    /// A counter that counts now wants to know of requests to caches.
+    pub(crate) counts_caches: bool,
+    caches: Option<Box<caches::Caches>>,
+    /// Totals of requests at which a counter overflows and interrupts.
+    alarms: Vec<(caches::Requests, u64)>,
 }
 
 impl Default for Monitor {
@@ -54,6 +60,9 @@ impl Default for Monitor {
             mispredictions: 0,
             pending: None,
             predictor: None,
+            counts_caches: false,
+            caches: None,
+            alarms: Vec::new(),
         }
     }
 }
@@ -71,6 +80,7 @@ impl Cpu {
             instructions: self.retired().wrapping_sub(self.counters.repeated),
             branches: m.branches,
             mispredictions: m.mispredictions,
+            requests: m.caches.as_ref().map(|c| c.counts()).unwrap_or_default(),
         }
     }
 
@@ -218,6 +228,10 @@ impl Cpu {
         if (0..COUNTERS).any(|i| active >> i & 1 != 0 && tallies[i].what == tally::What::Mispredictions) {
             m.predictor.get_or_insert_default();
         }
+        m.counts_caches = (0..COUNTERS).any(|i| active >> i & 1 != 0 && tallies[i].of_caches().is_some());
+        if m.counts_caches && m.caches.is_none() {
+            m.caches = Some(Box::new(caches::Caches::new(&self.model)));
+        }
         self.plan_overflow();
     }
 
@@ -226,14 +240,25 @@ impl Cpu {
         let p = &self.state.msrs.performance;
         let m = &mut self.performance;
         m.overflow_at = u64::MAX;
+        m.alarms.clear();
         for i in 0..COUNTERS {
             let interrupts = if i < GENERAL {
                 p.selects[i] & select::INT != 0
             } else {
                 p.fixed_control >> (4 * (i - GENERAL)) & fixed::PMI != 0
             };
+            if m.active >> i & 1 == 0 || !interrupts {
+                continue;
+            }
             let rate = m.tallies[i].rate();
-            if m.active >> i & 1 != 0 && interrupts && rate != 0 {
+            if rate == 0
+                && m.tallies[i].form == tally::Form::Each
+                && let Some(requests) = m.tallies[i].of_caches()
+            {
+                let so_far = requests.count(&m.since.requests);
+                m.alarms.push((requests, so_far + VALUES + 1 - p.counters[i]));
+            }
+            if rate != 0 {
                 let left = (VALUES + 1 - p.counters[i]).div_ceil(rate);
                 m.overflow_at = m.overflow_at.min(m.since.time + left);
             }
@@ -249,7 +274,7 @@ impl Cpu {
     pub(crate) fn performance_poll(&mut self) {
         self.count();
         self.plan_overflow();
-        self.branches_watched();
+        self.watching_changed();
     }
 
     /// After RESET or INIT.

@@ -166,13 +166,14 @@ impl Cpu {
             Register::GlobalStatus | Register::InUse | Register::Capabilities => return Some(false),
         }
         self.performance_changed();
-        self.branches_watched();
+        self.watching_changed();
         Some(true)
     }
 
-    /// Whether branches are watched may have changed, and with it the decode mode.
-    pub(crate) fn branches_watched(&mut self) {
-        if self.mode.has(crate::decode::Mode::COUNTED) != self.performance.counts_branches {
+    /// Whether branches or data accesses are watched may have changed, and with it the decode mode or the TLB bank.
+    pub(crate) fn watching_changed(&mut self) {
+        let branches = self.mode.has(crate::decode::Mode::COUNTED) != self.performance.counts_branches;
+        if branches || self.bypassing() != self.tlb_bypassed() {
             self.privilege_changed();
         }
     }

@@ -260,3 +260,96 @@ fn amd_registers() {
     // The entry of the local vector table stays open.
     assert_eq!((c.apic.irr.highest(), c.apic.lvt[LVT_PERFORMANCE] & LVT_MASK), (Some(0x40), 0));
 }
+
+/// 2048 lines are loaded, twice what the first level holds, and less than the second does; from `LINES` on.
+fn sweep(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut again = a.create_label();
+    a.mov(ecx, 2048)?;
+    a.mov(rax, LINES)?;
+    a.set_label(&mut again)?;
+    a.mov(rdx, qword_ptr(rax))?;
+    a.add(rax, 64)?;
+    a.dec(ecx)?;
+    a.jne(again)
+}
+
+const LINES: u64 = 0x1_0000;
+
+#[test]
+fn requests_to_the_last_level_cache() {
+    let mut c = intel();
+    write(&mut c, msr::IA32_PERF_GLOBAL_CTRL, 0);
+    write(&mut c, msr::IA32_PERFEVTSEL0, 0x4f2e | BOTH);
+    write(&mut c, msr::IA32_PERFEVTSEL0 + 1, 0x412e | BOTH);
+    let mut counts = |code: &dyn Fn(&mut CodeAssembler) -> Result<(), IcedError>| {
+        let before = (read(&mut c, msr::IA32_A_PMC0), read(&mut c, msr::IA32_A_PMC0 + 1));
+        run(&mut c, |a| {
+            between(a, 3, code);
+            Ok(())
+        });
+        assert!(!c.tlb_bypassed() && !c.bypassing(), "what is not counted is not watched");
+        (read(&mut c, msr::IA32_A_PMC0) - before.0, read(&mut c, msr::IA32_A_PMC0 + 1) - before.1)
+    };
+    // Every other line comes along with its neighbour; afterwards the second level has them all.
+    assert_eq!(counts(&sweep), (2048, 1024));
+    assert_eq!(counts(&sweep), (0, 0));
+    let load = |a: &mut CodeAssembler| a.mov(rdx, qword_ptr(LINES));
+    let flushed = |a: &mut CodeAssembler| {
+        a.clflush(byte_ptr(LINES))?;
+        load(a)
+    };
+    assert_eq!(counts(&flushed), (1, 1));
+    assert_eq!(counts(&load), (0, 0));
+    let written_back = |a: &mut CodeAssembler| {
+        a.wbinvd()?;
+        // Across two lines, which are a pair.
+        a.mov(qword_ptr(LINES + 60), rdx)
+    };
+    assert_eq!(counts(&written_back), (2, 1));
+    // 4 KiB, which no bulk copy hides.
+    let copied = |a: &mut CodeAssembler| {
+        a.wbinvd()?;
+        a.mov(ecx, 512)?;
+        a.mov(rsi, LINES)?;
+        a.mov(rdi, LINES + 0x1000)?;
+        a.rep().movsq()
+    };
+    assert_eq!(counts(&copied), (128, 64));
+}
+
+#[test]
+fn requests_to_the_second_level_cache() {
+    let mut c = machine(Model::max_amd());
+    for (i, event) in [0xff60, 0x4060, 0x4064, 0x0864].into_iter().enumerate() {
+        write(&mut c, msr::AMD_CORE_PERF_EVT_SEL0 + 2 * i as u32, event | BOTH);
+    }
+    let counts = |c: &mut Cpu| {
+        run(c, sweep);
+        c.count();
+        (0..4).map(|i| std::mem::take(&mut c.state.msrs.performance.counters[i])).collect::<Vec<_>>()
+    };
+    assert_eq!(counts(&mut c), [2048, 0, 0, 2048]);
+    assert_eq!(counts(&mut c), [2048, 0, 2048, 0]);
+}
+
+#[test]
+fn an_overflow_of_requests_interrupts_where_it_happens() {
+    for (event, each) in [(0x4f2e, 1), (0x412e, 2)] {
+        let mut c = intel();
+        c.apic.svr = 0x1ff;
+        c.apic.lvt[LVT_PERFORMANCE] = 0x40;
+        write(&mut c, msr::IA32_PERFEVTSEL0, event | BOTH | select::INT);
+        // At the 1001st line.
+        write(&mut c, msr::IA32_A_PMC0, VALUES + 1 - 1000 / each - 1);
+        let start = c.now();
+        let mut a = CodeAssembler::new(64).unwrap();
+        sweep(&mut a).unwrap();
+        let bytes = a.assemble(CODE).unwrap();
+        c.shared.write_bytes(CODE, &bytes).unwrap();
+        c.state.set_rip(CODE);
+        c.run(&mut NullBus, start + 2 + 4 * 1000);
+        assert_eq!((read(&mut c, msr::IA32_PERF_GLOBAL_STATUS), c.apic.irr.highest()), (0, None), "{event:#x}");
+        c.run(&mut NullBus, start + 2 + 4 * 1001 + 1);
+        assert_eq!((read(&mut c, msr::IA32_PERF_GLOBAL_STATUS), c.apic.irr.highest()), (1, Some(0x40)), "{event:#x}");
+    }
+}
