@@ -328,13 +328,13 @@ impl Cpu {
         None
     }
 
-    /// [`Cpu::run`] while a single step is due or a block is unfinished.
-    pub(crate) fn run_debugged(&mut self, limit: u64) -> RunExit {
+    /// [`Cpu::run_until`] while a single step is due or a block is unfinished.
+    pub(crate) fn run_debugged(&mut self, limit: u64, pause: u64) -> RunExit {
         self.catch_up();
         loop {
             if self.debugger.left == 0 {
                 if !self.debugger.single {
-                    return self.run_until(limit);
+                    return self.run_loop(limit, pause);
                 }
                 let now = self.now();
                 if now >= limit {
@@ -347,7 +347,7 @@ impl Cpu {
                     match self.attend_now() {
                         Boundary::Go | Boundary::Block => {}
                         Boundary::Step => {
-                            let exit = self.run_until(now + 1);
+                            let exit = self.run_loop(now + 1, u64::MAX);
                             return if exit == RunExit::Limit { self.stepped() } else { exit };
                         }
                         Boundary::Again => return self.stepped(),

@@ -15,6 +15,8 @@ use crate::op::OpRef;
 pub enum RunExit {
     /// The instruction limit was reached.
     Limit,
+    /// The run was to be interrupted: see [`Cpu::run_until`].
+    Paused,
     /// Halted (HLT, MWAIT, wait-for-SIPI): nothing to do until an event.
     Idle,
     /// Shutdown (triple fault).
@@ -47,7 +49,18 @@ impl Cpu {
     /// Run until `limit` instructions have retired in all since reset, or there is something else to tell.
     /// Interrupts and timers are looked at first, and again whenever `attention` asks.
     pub fn run(&mut self, bus: &mut dyn Bus, limit: u64) -> RunExit {
-        self.with_bus(bus, |cpu| if cpu.debugger.engaged() { cpu.run_debugged(limit) } else { cpu.run_until(limit) })
+        self.run_until(bus, limit, u64::MAX)
+    }
+
+    /// As [`Cpu::run`], but return `Paused` between two blocks once time has reached `pause`. Another call with the same limit then goes on
+    /// as if there had been no pause.
+    pub fn run_until(&mut self, bus: &mut dyn Bus, limit: u64, pause: u64) -> RunExit {
+        self.with_bus(
+            bus,
+            |cpu| {
+                if cpu.debugger.engaged() { cpu.run_debugged(limit, pause) } else { cpu.run_loop(limit, pause) }
+            },
+        )
     }
 
     /// Execute one instruction in its general form: the reference that hot forms are tested against.
@@ -63,7 +76,7 @@ impl Cpu {
         self.poll_monitor();
     }
 
-    pub(crate) fn run_until(&mut self, limit: u64) -> RunExit {
+    pub(crate) fn run_loop(&mut self, limit: u64, pause: u64) -> RunExit {
         self.catch_up();
         self.set_limit(limit);
         let mut again = 0;
@@ -73,9 +86,13 @@ impl Cpu {
                 self.take_waiting_nmi();
                 return self.at_limit();
             }
+            if now >= pause {
+                return RunExit::Paused;
+            }
             self.poll_deadlines(now);
             let horizon = limit.min(self.horizon()).max(now + 1);
-            self.set_limit(horizon);
+            // A chain ends no more than a block before its limit; with this one, at the first block's end that lies beyond the pause.
+            self.set_limit(horizon.min(pause.saturating_add(MAX_BLOCK as u64)));
             let mut most = (horizon - now).min(MAX_BLOCK as u64) as usize;
             if self.attention != 0 {
                 match self.attend_now() {

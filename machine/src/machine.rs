@@ -66,7 +66,7 @@ pub struct Machine {
     /// Processors that had nothing to do when last asked and that nothing has addressed since.
     waiting: Vec<bool>,
     next_slot: usize,
-    /// Slices that the debugger cut short, the latest last: the processor and the slice's end.
+    /// Slices that the debugger or an interruption cut short, the latest last: the processor and the slice's end.
     cut: Vec<(usize, Time)>,
     /// The debugger lets no other processor run.
     alone: Option<usize>,
@@ -211,6 +211,7 @@ impl Machine {
             *slot = cpu;
         }
         self.waiting.fill(false);
+        self.cut.clear();
         self.turn = 0;
     }
 
@@ -265,7 +266,7 @@ impl Machine {
     fn advance_by(&mut self, stop: Time, host: &mut dyn Host) -> Option<StopReason> {
         if let Some(at) = self.cut.iter().rposition(|&(index, _)| self.alone.is_none_or(|a| a == index)) {
             let (index, limit) = self.cut.remove(at);
-            return self.slice(index, limit);
+            return self.slice(index, limit, stop);
         }
         if let Some(request) = self.board.take_request() {
             match request {
@@ -283,7 +284,8 @@ impl Machine {
             }
         }
         if self.clock >= self.next_poll {
-            self.next_poll = self.clock + POLL_INTERVAL;
+            // At the same times however the way there was cut into pieces.
+            self.next_poll = (self.clock / POLL_INTERVAL + 1) * POLL_INTERVAL;
             self.board.poll(self.clock);
             if !host.poll(&self.progress()) {
                 return Some(StopReason::Host);
@@ -296,7 +298,7 @@ impl Machine {
             return self.sleep(stop, host);
         }
         self.deliver();
-        let mut limit = self.board.deadline().max(self.clock + 1).min(self.next_poll).min(stop);
+        let mut limit = self.board.deadline().max(self.clock + 1).min(self.next_poll);
         if let Some(most) = self.instruction_limit {
             let left = most.saturating_sub(self.instructions + self.fruitless);
             if left == 0 {
@@ -319,7 +321,7 @@ impl Machine {
                 if self.cpus.len() > 1 {
                     limit = limit.min(self.clock + self.quantum);
                 }
-                self.slice(index, limit)
+                self.slice(index, limit, stop)
             }
             None => self.wait(stop, host),
         }
@@ -331,7 +333,8 @@ impl Machine {
         (0..n).map(|i| (self.turn + i) % n).find(|&i| !self.waiting[i] && self.alone.is_none_or(|a| a == i))
     }
 
-    fn slice(&mut self, index: usize, limit: Time) -> Option<StopReason> {
+    /// Let a processor run up to `limit`; from `stop` on it is interrupted, and goes on with the rest of its slice another time.
+    fn slice(&mut self, index: usize, limit: Time, stop: Time) -> Option<StopReason> {
         self.board.begin(index, limit);
         let crowded = self.waiting.iter().enumerate().any(|(i, waiting)| i != index && !waiting);
         let cpu = &mut self.cpus[index];
@@ -339,7 +342,7 @@ impl Machine {
         let (fruitless, before) = (cpu.counters.fruitless, cpu.retired());
         cpu.apic_poll();
         cpu.crowded = crowded;
-        let exit = cpu.run(&mut self.board, limit);
+        let exit = cpu.run_until(&mut self.board, limit, stop);
         self.instructions += cpu.retired() - before;
         self.fruitless += cpu.counters.fruitless - fruitless;
         self.clock = self.clock.max(cpu.now());
@@ -347,9 +350,13 @@ impl Machine {
             self.cut.push((index, limit));
             return Some(StopReason::Debugger { cpu: index });
         }
+        if exit == RunExit::Paused {
+            self.cut.push((index, limit));
+            return None;
+        }
         self.turn = (index + 1) % self.cpus.len();
         match exit {
-            RunExit::Limit | RunExit::Stopped | RunExit::Debugger => {}
+            RunExit::Limit | RunExit::Paused | RunExit::Stopped | RunExit::Debugger => {}
             RunExit::Idle => self.waiting[index] = true,
             RunExit::Shutdown => {
                 let s = &self.cpus[index].state;
