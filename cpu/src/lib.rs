@@ -7,6 +7,7 @@
 
 pub mod dispatch;
 
+pub mod a20;
 pub mod access;
 pub mod apic;
 mod boundary;

@@ -4,10 +4,10 @@ use undervisor_core::{Cr0, Cr4, Efer, Exception, Feature, Rflags, SegReg, Vendor
 use undervisor_mmu::ept::{UnderEpt, right};
 use undervisor_mmu::npt::UnderNpt;
 use undervisor_mmu::tlb::BYPASS_BANK;
-use undervisor_mmu::walk::pdpte_reserved;
+use undervisor_mmu::walk::{Never, pdpte_reserved};
 use undervisor_mmu::{
-    Bank, Ept, EptExit, EptRequest, Limits, Npt, NptExit, NptRequest, PAGE_MASK, Paging, PagingMode, Plain, Request, SpaceKey,
-    Translation, WalkFault, walk,
+    A20Masked, Bank, Ept, EptExit, EptRequest, Limits, Npt, NptExit, NptRequest, PAGE_MASK, Paging, PagingMode, Plain, Request,
+    SpaceKey, Translation, WalkFault, walk,
 };
 
 use crate::cpu::{Cpu, Exec};
@@ -155,6 +155,7 @@ pub struct Translations {
     /// AVIC: the guest-physical page of the guest's APIC, and the backing page behind it; all ones without AVIC.
     pub apic_bar: u64,
     pub apic_page: u64,
+    pub(crate) a20: crate::a20::Gate,
 }
 
 impl Default for Translations {
@@ -170,6 +171,7 @@ impl Default for Translations {
             contexts: [Context::default(); 2],
             apic_bar: u64::MAX,
             apic_page: u64::MAX,
+            a20: Default::default(),
         }
     }
 }
@@ -214,7 +216,7 @@ impl Translations {
         &self.contexts[0].paging
     }
 
-    fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         for bank in self.fetches.iter_mut() {
             bank.fill(FetchEntry::default());
         }
@@ -336,7 +338,8 @@ impl Cpu {
     /// Walk the page tables, both levels of them.
     fn walk(&mut self, linear: u64, access: Access) -> Exec<Found> {
         match self.try_walk(linear, access) {
-            Ok(found) => {
+            Ok(mut found) => {
+                found.physical = self.translations.a20.pass(found.physical);
                 match found.page_bits {
                     12 => {}
                     30 => self.translations.huge |= Translations::huge_bit(linear),
@@ -357,7 +360,10 @@ impl Cpu {
         let mut done = 0;
         while done < room {
             let linear = self.linear_ip(rip.wrapping_add(done as u64));
-            let walked = |cpu: &mut Cpu| cpu.try_walk(linear, Access::FETCH).ok().map(|found| found.physical);
+            let walked = |cpu: &mut Cpu| {
+                let found = cpu.try_walk(linear, Access::FETCH).ok()?;
+                Some(cpu.translations.a20.pass(found.physical))
+            };
             let Some(physical) = self.known_fetch(linear).or_else(|| walked(self)) else {
                 break;
             };
@@ -390,7 +396,7 @@ impl Cpu {
         let paging = &t.contexts[t.guest as usize].paging;
         self.counters.nested_walks += u64::from(!matches!(t.nested, Nested::None));
         let (guest, cause) = match &mut t.nested {
-            Nested::None => match walk(&mut Plain { memory, wrote: &wrote }, paging, &request) {
+            Nested::None => match plain_walk(Plain { memory, wrote: &wrote }, t.a20.masks, paging, &request) {
                 Ok(found) => {
                     return Ok(Found {
                         physical: found.physical,
@@ -463,7 +469,7 @@ impl Cpu {
             }
         };
         let cause = match &mut self.translations.nested {
-            Nested::None => return Ok(physical),
+            Nested::None => return Ok(self.translations.a20.pass(physical)),
             Nested::Ept(ept) => {
                 let request =
                     EptRequest { address: physical, read: !access.write, write: access.write, fetch: false, user: false };
@@ -836,6 +842,17 @@ impl Cpu {
             | u32::from(t.guest) << 10;
         SpaceKey { nested, tag: t.tag, root, pcid, pkru: p.pkru, mode }
     }
+}
+
+#[inline(always)]
+fn plain_walk(mut space: Plain, masks: bool, paging: &Paging, request: &Request) -> Result<Translation, WalkFault<Never>> {
+    if masks { masked_walk(space, paging, request) } else { walk(&mut space, paging, request) }
+}
+
+#[cold]
+#[inline(never)]
+fn masked_walk(space: Plain, paging: &Paging, request: &Request) -> Result<Translation, WalkFault<Never>> {
+    walk(&mut A20Masked(space), paging, request)
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ impl Cpu {
         self.flush_all(true);
         self.performance_reset();
         self.mode_changed();
+        self.a20_changed();
     }
 
     /// What a model says of the state after RESET.

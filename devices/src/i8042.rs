@@ -77,7 +77,13 @@ impl I8042 {
         self.output.clear();
         (self.keyboard_argument, self.aux_argument) = (None, None);
         self.scan_set = 2;
+        self.a20 = true;
         self.update();
+    }
+
+    /// The A20 gate was moved by someone else.
+    pub fn set_a20(&mut self, open: bool) {
+        self.a20 = open;
     }
 
     fn push(&mut self, byte: u8, aux: bool) {

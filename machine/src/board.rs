@@ -15,7 +15,9 @@ use undervisor_devices::pit::Pit;
 use undervisor_devices::rtc::Rtc;
 use undervisor_devices::uart::Uart;
 use undervisor_devices::{NEVER, Signal, Time, Wiring};
-use undervisor_mmu::{Bus, Wish};
+use undervisor_mmu::{Bus, LowRouting, Wish};
+
+use crate::memory::Ram;
 
 /// Ports and interrupts of the serial ports, COM1 first.
 pub const SERIAL_PORTS: [(u16, u8); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
@@ -23,6 +25,10 @@ pub const SERIAL_PORTS: [(u16, u8); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0
 pub const DEBUG_EXIT_PORT: u16 = 0xf4;
 /// Interrupt messages from devices: writes to this range (SDM vol. 3, Message Address Register Format).
 const MESSAGE_RANGE: std::ops::Range<u64> = 0xfee0_0000..0xfef0_0000;
+
+/// Memory whose routing the host bridge chooses.
+const LOW_START: u64 = 0xa_0000;
+const LOW_END: u64 = 0x10_0000;
 
 /// What the guest asked of the machine as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +74,9 @@ pub struct Board {
     dma_pages: [u8; 16],
     port_92: u8,
     reset_control: u8,
+    ram: Ram,
+    /// Where the host bridge sends accesses to low memory, as last seen.
+    low_routing: LowRouting,
     /// Latest virtual time seen.
     clock: Time,
     /// Whose access is under way, and up to when it may run.
@@ -87,7 +96,7 @@ pub struct Board {
 /// What a board is made of that its maker chooses.
 pub struct Parts {
     pub wiring: Wiring,
-    pub memory: Rc<dyn undervisor_devices::Dma>,
+    pub ram: Ram,
     pub serial: Vec<Box<dyn undervisor_devices::chardev::CharBackend>>,
     pub debug_console: Box<dyn undervisor_devices::chardev::CharBackend>,
     pub ram_size: u64,
@@ -111,7 +120,7 @@ impl Board {
             rtc,
             i8042: I8042::new(w.line(1), w.line(12)),
             acpi: AcpiPm::new(w.line(acpi_pm::SCI)),
-            fw_cfg: FwCfg::new(parts.memory, parts.ram_size, parts.cpus as u16),
+            fw_cfg: FwCfg::new(Rc::new(parts.ram.clone()), parts.ram_size, parts.cpus as u16),
             serial,
             debug_console: DebugConsole::new(parts.debug_console),
             test_device: TestDevice::new(w),
@@ -122,6 +131,8 @@ impl Board {
             dma_pages: [0; 16],
             port_92: 2,
             reset_control: 0,
+            ram: parts.ram,
+            low_routing: LowRouting::RAM,
             clock: 0,
             processor: 0,
             limit: NEVER,
@@ -134,8 +145,9 @@ impl Board {
             interrupts: 0,
             wiring: parts.wiring,
         };
-        // Outputs that are up at power-on.
+        // Outputs that are up at power-on, and what configuration space says then.
         board.settle();
+        board.configured();
         board
     }
 
@@ -171,7 +183,7 @@ impl Board {
         self.serial.iter_mut().for_each(Uart::reset);
         self.test_device.reset();
         self.pci.reset();
-        self.pirqs_routed();
+        self.configured();
         (self.port_92, self.reset_control, self.dma_pages) = (2, 0, [0; 16]);
     }
 
@@ -316,8 +328,37 @@ impl Board {
         self.pic.set_irq(irq, routed || self.isa_lines >> irq & 1 != 0);
     }
 
-    /// The guest may have routed PCI interrupt requests elsewhere.
-    fn pirqs_routed(&mut self) {
+    /// What processors see between 640 KiB and 1 MiB, as the host bridge says now.
+    pub fn low_routing(&self) -> LowRouting {
+        self.low_routing
+    }
+
+    /// Whether the A20 gate is open. Port 92H and the keyboard controller move the same one, as later chipsets have it: the last to
+    /// write decides.
+    pub fn a20(&self) -> bool {
+        self.port_92 & 2 != 0
+    }
+
+    fn set_a20(&mut self, open: bool) {
+        self.port_92 = self.port_92 & !2 | u8::from(open) << 1;
+        self.i8042.set_a20(open);
+        // What follows must be seen before the next instruction.
+        self.wish.leave = true;
+    }
+
+    /// Everything from 768 KiB to 1 MiB is RAM, as firmware leaves it.
+    pub fn shadow(&mut self) {
+        self.pci.shadow();
+        self.configured();
+    }
+
+    /// Configuration space was written: the guest may have routed PCI interrupt requests or low memory elsewhere.
+    fn configured(&mut self) {
+        let low = self.pci.low_routing();
+        if self.low_routing != low {
+            self.low_routing = low;
+            self.wish.leave = true;
+        }
         let now = self.pci.pirq_routes();
         let before = std::mem::replace(&mut self.pirq_routes, now);
         if before != now {
@@ -348,7 +389,7 @@ impl Board {
             self.request = Some(Request::Reset);
         }
         if let Some(on) = effects.a20 {
-            self.port_92 = (self.port_92 & !2) | (on as u8) << 1;
+            self.set_a20(on);
         }
     }
 
@@ -404,6 +445,7 @@ impl Board {
             0x80..=0x8f => self.dma_pages[port as usize & 15] = value,
             0x92 => {
                 self.port_92 = value & !1;
+                self.set_a20(value & 2 != 0);
                 if value & 1 != 0 {
                     self.request = Some(Request::Reset);
                 }
@@ -462,7 +504,7 @@ impl Board {
             acpi_pm::BASE..PM_END => self.acpi.write(self.clock, port - acpi_pm::BASE, size, value),
             _ => {
                 if self.pci.port_write(self.clock, port, size, value) {
-                    self.pirqs_routed();
+                    self.configured();
                     return;
                 }
                 for i in 0..size as u16 {
@@ -484,6 +526,7 @@ impl Bus for Board {
         let value = match address {
             ioapic::BASE..IOAPIC_END => self.ioapic.read(address - ioapic::BASE, size),
             hpet::BASE..HPET_END => self.hpet.read(self.clock, address - hpet::BASE, size),
+            LOW_START..LOW_END => self.ram.read_routed(address, size),
             _ => match self.pci.mmio_read(self.clock, address, size) {
                 Some(value) => value,
                 None if (TestDevice::MMIO_BASE..TEST_END).contains(&address) => {
@@ -510,11 +553,12 @@ impl Bus for Board {
                 self.hpet.write(self.clock, address - hpet::BASE, size, value);
                 self.legacy_routing_changed();
             }
+            LOW_START..LOW_END => self.ram.write_routed(address, size, value),
             _ if MESSAGE_RANGE.contains(&address) => self.message(address, value as u32),
             _ => {
                 if self.pci.mmio_write(self.clock, address, size, value) {
                     if is_ecam(address) {
-                        self.pirqs_routed();
+                        self.configured();
                     }
                 } else if (TestDevice::MMIO_BASE..TEST_END).contains(&address) {
                     self.test_device.mmio_write(address - TestDevice::MMIO_BASE, size, value);

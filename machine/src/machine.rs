@@ -72,6 +72,8 @@ pub struct Machine {
     alone: Option<usize>,
     /// In S3: nothing runs until the board wakes it.
     asleep: bool,
+    /// The A20 gate as the processors know it.
+    a20: bool,
 }
 
 impl Machine {
@@ -101,7 +103,7 @@ impl Machine {
         let serial: Vec<Box<dyn CharBackend>> = config.serial;
         let mut board = Board::new(Parts {
             wiring: Wiring::new(),
-            memory: Rc::new(ram.clone()),
+            ram: ram.clone(),
             serial,
             debug_console,
             ram_size: config.memory,
@@ -139,6 +141,7 @@ impl Machine {
             cut: Vec::new(),
             alone: None,
             asleep: false,
+            a20: true,
         };
         let most = LAST_SLOT + 1 - FIRST_SLOT;
         if config.pci.len() > most {
@@ -176,6 +179,10 @@ impl Machine {
     /// Put what is to be booted into memory and the processors at its entry.
     fn start(&mut self) -> Result<(), MachineError> {
         self.become_firmware();
+        if !matches!(self.boot, Boot::Firmware(_)) {
+            self.board.shadow();
+        }
+        self.rearrange();
         let tables = crate::acpi::Tables { cpus: self.cpus.len(), serial: !self.board.serial.is_empty() };
         let rsdp = match self.boot {
             Boot::Nothing | Boot::Firmware(_) => 0,
@@ -222,6 +229,8 @@ impl Machine {
         self.board.wake(self.clock);
         self.reset_processors();
         self.become_firmware();
+        self.board.shadow();
+        self.rearrange();
         let vector = crate::acpi::waking_vector(&self.ram);
         load::Entry::resumed(vector).apply(&mut self.cpus[0]);
     }
@@ -355,6 +364,9 @@ impl Machine {
             return None;
         }
         self.turn = (index + 1) % self.cpus.len();
+        if self.board.low_routing() != self.shared.memory.low_routing() || self.board.a20() != self.a20 {
+            self.rearrange();
+        }
         match exit {
             RunExit::Limit | RunExit::Paused | RunExit::Stopped | RunExit::Debugger => {}
             RunExit::Idle => self.waiting[index] = true,
@@ -364,6 +376,18 @@ impl Machine {
             }
         }
         None
+    }
+
+    /// Bring memory and processors up to date with what the chipset says of low memory and the A20 gate.
+    fn rearrange(&mut self) {
+        let routing = self.board.low_routing();
+        if routing != self.shared.memory.low_routing() {
+            self.shared.memory.set_low_routing(routing);
+            self.shared.code().clear();
+            self.cpus.iter_mut().for_each(|cpu| cpu.forget_translations());
+        }
+        self.a20 = self.board.a20();
+        self.cpus.iter_mut().for_each(|cpu| cpu.set_a20(self.a20));
     }
 
     /// In S3: on to the next event of a device, until one wakes the machine.

@@ -46,6 +46,19 @@ impl Ram {
         self.0.memory.ram_ranges()
     }
 
+    /// A read of low memory that goes elsewhere than writes do, or nowhere: see `undervisor_mmu::LowRouting`.
+    pub(crate) fn read_routed(&self, address: u64, size: usize) -> u64 {
+        let byte = |i| self.0.memory.read_routed(address + i as u64).unwrap_or(0xff);
+        (0..size.min(8)).fold(0, |value, i| value | (byte(i) as u64) << (8 * i))
+    }
+
+    /// Likewise a write.
+    pub(crate) fn write_routed(&self, address: u64, size: usize, value: u64) {
+        for (i, byte) in value.to_le_bytes().into_iter().enumerate().take(size) {
+            self.0.memory.write_routed(address + i as u64, byte);
+        }
+    }
+
     /// The E820 map, sorted by address.
     pub fn map(&self) -> Vec<MapEntry> {
         let entry = |start: u64, end: u64, kind| MapEntry { start, size: end.saturating_sub(start), kind };

@@ -9,10 +9,10 @@ pub mod walk;
 
 pub use bus::{Bus, NullBus, Wish};
 pub use ept::{Ept, EptExit, EptFault, EptRequest, Pml};
-pub use memory::{GuestMemory, MemoryError, Word};
+pub use memory::{GuestMemory, LowRouting, MemoryError, Word};
 pub use npt::{Npt, NptExit, NptRequest};
 pub use tlb::{AddressSpaces, Bank, SpaceKey, Tlb, TlbEntry};
-pub use walk::{Limits, Paging, PagingMode, PhysicalSpace, Plain, Request, Translation, WalkFault, walk};
+pub use walk::{A20Masked, Limits, Paging, PagingMode, PhysicalSpace, Plain, Request, Translation, WalkFault, walk};
 
 /// Bytes in a base page.
 pub const PAGE_SIZE: u64 = 4096;

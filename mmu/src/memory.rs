@@ -1,7 +1,7 @@
 //! Guest RAM.
 //!
 //! One anonymous mapping, laid out in guest-physical space as up to two RAM ranges (below the 32-bit PCI hole, and
-//! from 4 GiB up) plus ROM ranges. This module is one of the few with `unsafe`. Its invariants:
+//! from 4 GiB up) plus ROM ranges. Where accesses between 640 KiB and 1 MiB go is the chipset's choice ([`LowRouting`]). This module is one of the few with `unsafe`. Its invariants:
 //! - `base .. base + size` is mapped readable and writable for the life of the value and never moves;
 //! - a `HostPage` handed out points at one whole page inside it;
 //! - guest RAM is accessed only through raw pointers and cells, never through other references, so that any number of vCPUs and devices
@@ -56,6 +56,43 @@ struct Range {
     writable: bool,
 }
 
+/// First byte whose routing can be chosen.
+const ROUTED_START: u64 = 0xa_0000;
+const ROUTED_END: u64 = 0x10_0000;
+/// log2 of the bytes that are routed together.
+const ROUTED_BITS: u32 = 14;
+
+/// Which of the 24 parts of 16 KiB each between 640 KiB and 1 MiB are RAM, a bit a part, for reads and for writes. What is not is answered by
+/// the ROM that ends at 4 GiB, of which the last 128 KiB appear again below 1 MiB, and else by the bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LowRouting {
+    pub reads: u32,
+    pub writes: u32,
+}
+
+impl LowRouting {
+    /// All of it is RAM.
+    pub const RAM: LowRouting = LowRouting { reads: 0xff_ffff, writes: 0xff_ffff };
+
+    fn part(address: u64) -> u32 {
+        (address.wrapping_sub(ROUTED_START) >> ROUTED_BITS) as u32 & 31
+    }
+
+    /// Whether a read, and whether a write at `address` (within the 384 KiB) goes to RAM.
+    fn at(self, address: u64) -> (bool, bool) {
+        let part = Self::part(address);
+        (self.reads >> part & 1 != 0, self.writes >> part & 1 != 0)
+    }
+
+    /// Route `bytes` from `start` on.
+    pub fn set(&mut self, start: u64, bytes: u64, read: bool, write: bool) {
+        for part in Self::part(start)..=Self::part(start + bytes - 1) {
+            self.reads = self.reads & !(1 << part) | u32::from(read) << part;
+            self.writes = self.writes & !(1 << part) | u32::from(write) << part;
+        }
+    }
+}
+
 /// Guest-physical RAM and ROM.
 pub struct GuestMemory {
     map: MmapMut,
@@ -64,8 +101,11 @@ pub struct GuestMemory {
     ram_size: u64,
     low_size: u64,
     /// RAM from here to `low_size` has no ROM over it (nor has any above 4 GiB up to `high_end`): the quick part of `locate`.
-    clear_from: u64,
+    clear_from: Cell<u64>,
     high_end: u64,
+    low: Cell<LowRouting>,
+    /// Where `clear_from` is if `low` is all RAM.
+    roms_end: u64,
 }
 
 /// Host address of a guest page.
@@ -109,7 +149,17 @@ impl GuestMemory {
         let clear_from = roms_end(0, low_size).unwrap_or(0);
         let high_end = (1 << 32) + (ram_size - low_size);
         let high_end = if roms_end(1 << 32, high_end).is_some() { 0 } else { high_end };
-        Ok(GuestMemory { map, base, ranges, ram_size, low_size, clear_from, high_end })
+        Ok(GuestMemory {
+            map,
+            base,
+            ranges,
+            ram_size,
+            low_size,
+            clear_from: Cell::new(clear_from),
+            high_end,
+            low: Cell::new(LowRouting::RAM),
+            roms_end: clear_from,
+        })
     }
 
     /// Bytes of RAM, ROM not counted.
@@ -132,7 +182,7 @@ impl GuestMemory {
     /// The bytes that follow `address` in its range (at least 1), its offset in the mapping, and whether it is RAM.
     #[inline(always)]
     fn locate(&self, address: u64) -> Option<(u64, u64, bool)> {
-        if address >= self.clear_from && address < self.low_size {
+        if address >= self.clear_from.get() && address < self.low_size {
             return Some((self.low_size - address, address, true));
         }
         if address >= 1 << 32 && address < self.high_end {
@@ -144,11 +194,70 @@ impl GuestMemory {
     #[cold]
     #[inline(never)]
     fn locate_slowly(&self, address: u64) -> Option<(u64, u64, bool)> {
+        if self.low.get() != LowRouting::RAM && address < ROUTED_END {
+            return self.locate_routed(address);
+        }
+        self.locate_range(address)
+    }
+
+    fn locate_routed(&self, address: u64) -> Option<(u64, u64, bool)> {
+        if address < ROUTED_START {
+            let (room, offset, writable) = self.locate_range(address)?;
+            return Some((room.min(ROUTED_START - address), offset, writable));
+        }
+        let room = (1 << ROUTED_BITS) - address % (1 << ROUTED_BITS);
+        match self.low.get().at(address) {
+            (true, writable) => self.locate_range(address).map(|(_, offset, _)| (room, offset, writable)),
+            (false, false) => self.rom_below(address).map(|offset| (room, offset, false)),
+            // Two different places: an affair of the bus.
+            (false, true) => None,
+        }
+    }
+
+    /// The offset in the mapping of the byte of ROM that appears at `address`, below 1 MiB.
+    fn rom_below(&self, address: u64) -> Option<u64> {
+        const SHOWN: u64 = 128 << 10;
+        let rom = self.ranges.iter().find(|r| !r.writable && r.end == 1 << 32)?;
+        let from_end = ROUTED_END.checked_sub(address)?;
+        (from_end <= SHOWN.min(rom.end - rom.start)).then(|| rom.offset + (rom.end - rom.start) - from_end)
+    }
+
+    fn locate_range(&self, address: u64) -> Option<(u64, u64, bool)> {
         let i = self.ranges.iter().position(|r| address >= r.start && address < r.end)?;
         let r = &self.ranges[i];
         // A ROM ahead in the list hides what follows it.
         let end = self.ranges[..i].iter().map(|o| o.start).filter(|&s| s > address).fold(r.end, u64::min);
         Some((end - address, r.offset + (address - r.start), r.writable))
+    }
+
+    pub fn low_routing(&self) -> LowRouting {
+        self.low.get()
+    }
+
+    /// Route what lies between 640 KiB and 1 MiB. Whoever keeps translations or code must forget them.
+    pub fn set_low_routing(&self, routing: LowRouting) {
+        self.low.set(routing);
+        self.clear_from.set(if routing == LowRouting::RAM { self.roms_end } else { self.roms_end.max(ROUTED_END) });
+    }
+
+    /// What the bus answers for a part whose reads and writes go to different places: a byte of ROM.
+    pub fn read_routed(&self, address: u64) -> Option<u8> {
+        if !(ROUTED_START..ROUTED_END).contains(&address) || self.low.get().at(address) != (false, true) {
+            return None;
+        }
+        let offset = self.rom_below(address)?;
+        // SAFETY: `rom_below` names a byte of the mapping.
+        Some(unsafe { self.base.add(offset as usize).read() })
+    }
+
+    /// Likewise a byte on its way to the RAM under a ROM, from which no code can be decoded now.
+    pub fn write_routed(&self, address: u64, value: u8) {
+        if !(ROUTED_START..ROUTED_END).contains(&address) || self.low.get().at(address) != (false, true) {
+            return;
+        }
+        let Some((_, offset, _)) = self.locate_range(address) else { return };
+        // SAFETY: `locate_range` names a byte of the mapping.
+        unsafe { self.base.add(offset as usize).write(value) };
     }
 
     /// The host page behind guest-physical `address`, or `None` if it is not RAM or ROM.

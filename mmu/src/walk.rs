@@ -60,6 +60,25 @@ impl PhysicalSpace for Plain<'_> {
     }
 }
 
+/// The same while A20M# is asserted: bit 20 of every address is 0.
+pub struct A20Masked<'a>(pub Plain<'a>);
+
+/// The address bit that A20M# masks.
+pub const A20: u64 = 1 << 20;
+
+impl PhysicalSpace for A20Masked<'_> {
+    type Fault = Never;
+    fn locate(&mut self, address: u64) -> Result<u64, Never> {
+        Ok(address & !A20)
+    }
+    fn read(&self, physical: u64, size: usize) -> u64 {
+        self.0.read(physical, size)
+    }
+    fn update(&mut self, address: u64, physical: u64, size: usize, old: u64, new: u64) -> Result<bool, Never> {
+        self.0.update(address, physical, size, old, new)
+    }
+}
+
 #[inline(always)]
 pub(crate) fn read_entry(memory: &GuestMemory, physical: u64, size: usize) -> u64 {
     if size == 8 {

@@ -3,6 +3,7 @@
 use undervisor_core::{Cr0, Cr4, Efer};
 use undervisor_mmu::{GuestMemory, Paging, PagingMode};
 
+use crate::a20::Gate;
 use crate::cpu::Cpu;
 use crate::paging::Nested;
 
@@ -27,6 +28,8 @@ pub struct View {
     pub pdpte: [u64; 4],
     pub pse: bool,
     pub nested: Nested,
+    /// The A20 gate behind it.
+    pub a20: Gate,
 }
 
 impl View {
@@ -43,11 +46,11 @@ impl View {
         };
         let pdpte = std::array::from_fn(|i| memory.read::<u64>((cr3 & 0xffff_ffe0) + 8 * i as u64).unwrap_or(0));
         let root = if long { cr3 & ADDRESS } else { cr3 & 0xffff_f000 };
-        View { mode, root, pdpte, pse: cr4.contains(Cr4::PSE), nested: Nested::None }
+        View { mode, root, pdpte, pse: cr4.contains(Cr4::PSE), nested: Nested::None, a20: Gate::default() }
     }
 
     fn of_paging(p: &Paging, nested: Nested) -> View {
-        View { mode: p.mode, root: p.root, pdpte: p.pdpte, pse: p.pse, nested }
+        View { mode: p.mode, root: p.root, pdpte: p.pdpte, pse: p.pse, nested, a20: Gate::default() }
     }
 
     /// Where a linear address leads; `None`: nowhere.
@@ -63,7 +66,7 @@ impl View {
     /// Through the second level, if there is one.
     pub fn second(&self, memory: &GuestMemory, physical: u64) -> Option<Mapping> {
         match &self.nested {
-            Nested::None => Some(Mapping { physical, writable: true, executable: true, user: true }),
+            Nested::None => Some(Mapping { physical: self.a20.pass(physical), writable: true, executable: true, user: true }),
             Nested::Ept(ept) => {
                 let mut table = ept.root;
                 let mut rights = 7;
@@ -165,6 +168,7 @@ impl View {
 impl Cpu {
     /// What translates the addresses of the level that runs.
     pub fn view(&self) -> View {
-        View::of_paging(self.translations.paging(), self.translations.nested)
+        let view = View::of_paging(self.translations.paging(), self.translations.nested);
+        View { a20: self.translations.a20, ..view }
     }
 }

@@ -1,5 +1,7 @@
 //! The host bridge's work: configuration mechanism 1, ECAM, and the way to each function's ranges.
 
+use undervisor_mmu::LowRouting;
+
 use super::{Attachment, BarRange, Bdf, ECAM_BASE, PciDevice, chipset, config, is_ecam};
 
 const ADDRESS_PORT: u16 = 0xcf8;
@@ -102,6 +104,22 @@ impl PciHost {
             let route = routes[i / 4][i % 4];
             (route & chipset::PIRQ_OFF == 0 && matches!(route & 0xf, 3..=7 | 9..=12 | 14 | 15)).then_some(route & 0xf)
         })
+    }
+
+    /// Where the host bridge sends accesses between 640 KiB and 1 MiB.
+    pub fn low_routing(&mut self) -> LowRouting {
+        let Some(bridge) = self.find(0, 0, 0) else { return LowRouting::RAM };
+        let pam = std::array::from_fn(|i| bridge.config_read((chipset::PAM + i) as u16, 1) as u8);
+        chipset::low_routing(pam, bridge.config_read(chipset::SMRAM as u16, 1) as u8)
+    }
+
+    /// What firmware does when it is done: everything from 768 KiB to 1 MiB is RAM.
+    pub fn shadow(&mut self) {
+        if let Some(bridge) = self.find(0, 0, 0) {
+            for (at, value) in (chipset::PAM as u16..).zip(chipset::SHADOWED) {
+                bridge.config_write(0, at, 1, value as u32);
+            }
+        }
     }
 
     fn find(&mut self, bus: u8, device: u8, function: u8) -> Option<&mut Box<dyn PciDevice>> {

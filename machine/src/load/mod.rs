@@ -66,11 +66,7 @@ pub fn recognise(kernel: &Kernel) -> Result<Format, LoadError> {
 /// Load what a machine boots; how its first processor begins. `rsdp`: address of the ACPI tables' root, or 0.
 pub fn load(boot: &Boot, ram: &Ram, rsdp: u64) -> Result<Entry, LoadError> {
     let kernel = match boot {
-        Boot::Nothing => return Ok(Entry::Reset),
-        Boot::Firmware(image) => {
-            firmware::load(image, ram)?;
-            return Ok(Entry::Reset);
-        }
+        Boot::Nothing | Boot::Firmware(_) => return Ok(Entry::Reset),
         Boot::Kernel(kernel) => kernel,
     };
     let format = recognise(kernel)?;

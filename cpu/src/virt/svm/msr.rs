@@ -37,7 +37,10 @@ impl Cpu {
             msr::AMD_VM_CR if self.svm_exists() => {
                 let svme = self.state.efer.contains(Efer::SVME);
                 match write_vm_cr(self.state.msrs.vm_cr, value, svme, self.model.svm) {
-                    Some(new) => self.state.msrs.vm_cr = new,
+                    Some(new) => {
+                        self.state.msrs.vm_cr = new;
+                        self.a20_changed();
+                    }
                     None => return Err(self.gp(0)),
                 }
             }

@@ -145,7 +145,8 @@ fn vmxon(cpu: &mut Cpu, insn: &Instruction) -> Exec {
         let enabled = control & feature_control::LOCK != 0 && control & feature_control::VMXON_OUTSIDE_SMX != 0;
         let cr4 = cpu.state.cr4.bits();
         let fixed = Capabilities::cr0_allowed(cpu.state.cr0.bits(), false) && cpu.vmx_capabilities().cr4_allowed(cr4);
-        if cpu.state.cpl != 0 || !fixed || !enabled {
+        // In A20M mode it fails; once it has succeeded, the pin is blocked.
+        if cpu.state.cpl != 0 || !fixed || !enabled || cpu.translations.a20.masks {
             return Err(cpu.gp(0));
         }
         let pointer = cpu.vmx_pointer(insn)?;
@@ -183,6 +184,7 @@ fn vmxoff(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     x.current = NO_VMCS;
     x.vmxon = NO_VMCS;
     cpu.vmx_succeed();
+    cpu.a20_changed();
     // INIT signals that were blocked.
     cpu.attend(crate::cpu::attention::INTERRUPT);
     Ok(())

@@ -458,3 +458,29 @@ fn a_new_ept_pointer_is_the_next_entrys() {
     resume(&mut cpu);
     exited(&cpu, basic::CPUID);
 }
+
+#[test]
+fn a20m_mode_and_vmx_operation_exclude_each_other() {
+    let vmxon = |cpu: &mut Cpu| {
+        cpu.shared.write_u64(0x500, VMXON_REGION);
+        place(cpu, HOST_CODE, |a| {
+            a.vmxon(qword_ptr(0x500))?;
+            a.vmxoff()?;
+            a.hlt()
+        });
+    };
+    let mut cpu = processor();
+    vmxon(&mut cpu);
+    cpu.set_a20(false);
+    assert!(cpu.run_undelivered(&mut NullBus, 1).is_err());
+    assert_eq!((cpu.exception, cpu.virt.vmx.on), (undervisor_core::Exception::GP0, false));
+    // The pin is blocked from VMXON to VMXOFF.
+    let mut cpu = processor();
+    vmxon(&mut cpu);
+    cpu.virt.vmx.on = true;
+    cpu.set_a20(false);
+    assert!(!cpu.translations.a20.masks);
+    cpu.virt.vmx.on = false;
+    cpu.a20_changed();
+    assert!(cpu.translations.a20.masks);
+}
