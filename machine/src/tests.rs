@@ -6,6 +6,8 @@ use undervisor_devices::Dma;
 use crate::load::Entry;
 use crate::{BufferBackend, Image, Kernel, Machine, MachineConfig, NoHost, StopReason};
 
+mod chipset;
+
 /// No guest here runs longer.
 const LIMIT: u64 = 500_000;
 

@@ -154,6 +154,11 @@ impl ConfigSpace {
         u16::from_le_bytes([self.bytes[COMMAND], self.bytes[COMMAND + 1]])
     }
 
+    /// Whether it may write to memory of its own accord, to send a message for example.
+    pub fn masters(&self) -> bool {
+        self.command() & COMMAND_MASTER != 0
+    }
+
     /// Show the INTx state in STATUS.
     pub fn set_interrupt_status(&mut self, level: bool) {
         self.bytes[STATUS] = (self.bytes[STATUS] & !STATUS_INTERRUPT) | if level { STATUS_INTERRUPT } else { 0 };

@@ -3,10 +3,12 @@
 mod chipset;
 mod config;
 mod host;
+mod msi;
 mod msix;
 
 pub use config::{Bar, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MASTER, COMMAND_MEMORY, ConfigSpace};
 pub use host::PciHost;
+pub use msi::Msi;
 pub use msix::{Msix, RANGE as MSIX_RANGE};
 
 use crate::wiring::{DmaMemory, IrqLine, MessageSender};

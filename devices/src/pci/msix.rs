@@ -50,14 +50,14 @@ impl Msix {
     }
 
     fn open(&self, config: &ConfigSpace) -> bool {
-        config.byte(self.at + 3) & (ENABLE | FUNCTION_MASK) == ENABLE
+        config.byte(self.at + 3) & (ENABLE | FUNCTION_MASK) == ENABLE && config.masters()
     }
 
     pub fn reset(&mut self) {
         self.entries.fill(RESET);
     }
 
-    /// Raise a vector: a message, or a pending bit while it is masked.
+    /// Raise a vector: a message, or a pending bit while it is masked or the function may not master the bus.
     pub fn raise(&mut self, config: &ConfigSpace, vector: u16, messages: &MessageSender) {
         let open = self.open(config);
         if let Some(e) = self.entries.get_mut(vector as usize) {
@@ -136,6 +136,7 @@ mod tests {
         msix.raise(&config, 1, &wiring.messages());
         assert!(wiring.is_empty());
         assert_eq!(msix.read(PBA, 8), 2);
+        config.write(4, 2, super::super::COMMAND_MASTER as u32);
         config.write(msix.at as u16 + 3, 1, ENABLE as u32);
         msix.settle(&config, &wiring.messages());
         assert!(wiring.is_empty());

@@ -1,7 +1,8 @@
-//! Virtio over PCI bus, modern transport (VIRTIO 1.2, Virtio Over PCI Bus).
+//! Virtio over PCI bus, modern transport (VIRTIO 1.2, Virtio Over PCI Bus). Besides MSI-X and INTx, which virtio has rules for, there is
+//! plain MSI with one vector: a message wherever INTx would be asserted, and the ISR status says why.
 
 use super::{LATENCY, Queue, RingError, VirtioDevice, feature};
-use crate::pci::{Attachment, Bar, BarRange, ConfigSpace, Msix, PciDevice};
+use crate::pci::{Attachment, Bar, BarRange, ConfigSpace, Msi, Msix, PciDevice};
 use crate::{NEVER, Time};
 
 const VENDOR: u16 = 0x1af4;
@@ -37,6 +38,7 @@ pub struct VirtioPci<D> {
     device: D,
     config: ConfigSpace,
     msix: Msix,
+    msi: Msi,
     /// Where the configuration access capability is.
     window: usize,
     attachment: Option<Attachment>,
@@ -64,6 +66,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
         config.bar(BAR as usize, Bar::Memory64 { size: 0x4000, prefetchable: true });
         let queues: Vec<Queue> = device.queues().iter().map(|&size| Queue::new(size)).collect();
         let msix = Msix::new(&mut config, MSIX_BAR, queues.len() as u16 + 1);
+        let msi = Msi::new(&mut config, 0);
         let structure = |kind: u8, offset: u64, length: u64, extra: &[u8]| {
             let mut body = vec![16 + extra.len() as u8, kind, BAR, 0, 0, 0];
             body.extend((offset as u32).to_le_bytes());
@@ -84,6 +87,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
             device,
             config,
             msix,
+            msi,
             window,
             attachment: None,
             queues,
@@ -129,7 +133,8 @@ impl<D: VirtioDevice> VirtioPci<D> {
     }
 
     fn drive_intx(&mut self) {
-        let level = self.isr != 0 && !self.msix.enabled(&self.config);
+        let messages = self.msix.enabled(&self.config) || self.msi.enabled(&self.config);
+        let level = self.isr != 0 && !messages;
         self.config.set_interrupt_status(level);
         let open = self.config.command() & crate::pci::COMMAND_INTX_DISABLE == 0;
         if let Some(a) = &mut self.attachment {
@@ -146,6 +151,11 @@ impl<D: VirtioDevice> VirtioPci<D> {
             }
         } else {
             self.isr |= isr;
+            if let Some(a) = &self.attachment
+                && self.msi.enabled(&self.config)
+            {
+                self.msi.raise(&mut self.config, 0, &a.messages);
+            }
             self.drive_intx();
         }
     }
@@ -395,6 +405,7 @@ impl<D: VirtioDevice> PciDevice for VirtioPci<D> {
         self.config.write(offset, size, value);
         if let Some(a) = &self.attachment {
             self.msix.settle(&self.config, &a.messages);
+            self.msi.settle(&mut self.config, &a.messages);
         }
         self.drive_intx();
     }

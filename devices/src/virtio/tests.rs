@@ -43,6 +43,18 @@ impl Driver {
         self.host.port_write(0, 0xcf8, 4, SLOT | offset);
         self.host.port_read(0, 0xcfc, 4).unwrap()
     }
+    fn set_config(&mut self, offset: u32, value: u32) {
+        self.host.port_write(0, 0xcf8, 4, SLOT | offset);
+        self.host.port_write(0, 0xcfc, 4, value);
+    }
+    /// Where a capability begins.
+    fn capability(&mut self, id: u32) -> u32 {
+        let mut at = self.config(0x34) & 0xff;
+        while self.config(at) & 0xff != id {
+            at = self.config(at) >> 8 & 0xff;
+        }
+        at
+    }
     fn read(&mut self, offset: u64, size: usize) -> u64 {
         self.host.mmio_read(self.now, self.bar + offset, size).unwrap()
     }
@@ -217,20 +229,32 @@ fn interrupts_by_pin_and_by_message() {
     assert_eq!(d.wiring.take(), [Signal::Pin { pin: 17, level: true }]);
     assert_eq!(d.read(0x1000, 1), 1, "ISR");
     assert_eq!(d.wiring.take(), [Signal::Pin { pin: 17, level: false }]);
+    // Hidden by INTx disable; the status shows it all the same.
+    d.set_config(4, 0x406);
+    d.block(4, 0, 0, false);
+    assert_eq!((d.wiring.take(), d.config(4) >> 16 & 8), (vec![], 8));
+    d.set_config(4, 6);
+    assert_eq!(d.wiring.take(), [Signal::Pin { pin: 17, level: true }]);
+    // MSI: a message for each interrupt and no pin, and the ISR status as before.
+    let msi = d.capability(5);
+    d.set_config(msi + 4, 0xfee0_2000);
+    d.set_config(msi + 12, 0x77);
+    d.set_config(msi, 0x0001_0000);
+    assert_eq!(d.wiring.take(), [Signal::Pin { pin: 17, level: false }]);
+    let message = Signal::Message { address: 0xfee0_2000, data: 0x77 };
+    for _ in 0..2 {
+        d.block(4, 0, 0, false);
+        assert_eq!(d.wiring.take(), [message]);
+    }
+    assert_eq!((d.read(0x1000, 1), d.wiring.take()), (1, vec![]));
+    d.set_config(msi, 0);
     // The MSI-X table is in the first range; enable it and give queue 0 vector 1.
     let msix = (d.config(0x14) & !0xf) as u64;
     let host = &mut d.host;
     host.mmio_write(0, msix + 16, 8, 0xfee0_0000);
     host.mmio_write(0, msix + 24, 8, 0x55);
-    let capability = {
-        let mut at = d.config(0x34) & 0xff;
-        while d.config(at) & 0xff != 0x11 {
-            at = d.config(at) >> 8 & 0xff;
-        }
-        at
-    };
-    d.host.port_write(0, 0xcf8, 4, SLOT | capability);
-    d.host.port_write(0, 0xcfe, 2, 0x8000);
+    let capability = d.capability(0x11);
+    d.set_config(capability, 0x8000_0000);
     d.write(0x16, 2, 0);
     d.write(0x1a, 2, 1);
     assert_eq!(d.read(0x1a, 2), 1);
