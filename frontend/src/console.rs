@@ -279,12 +279,16 @@ impl Console {
         shared.status_shown = true;
     }
 
-    /// Remove the status line, for good.
-    pub fn end_status(&self) {
+    /// The run is over: remove the status line, for good. On a terminal, what comes next gets a line of its own.
+    pub fn end(&self) {
         let mut shared = self.shared.borrow_mut();
         shared.flush();
         shared.erase_status();
         shared.status_allowed = false;
+        if self.raw && shared.paper.column {
+            let _ = io::stdout().lock().write_all(b"\r\n").and_then(|()| io::stdout().flush());
+            shared.paper.column = false;
+        }
     }
 }
 

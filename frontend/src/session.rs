@@ -115,7 +115,7 @@ impl Session {
                 Some(Asked::Quit) | None => Outcome { reason, code: 0, message: "quit from the terminal".into() },
             }
         };
-        self.console.end_status();
+        self.console.end();
         Some(outcome)
     }
 

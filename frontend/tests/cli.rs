@@ -211,3 +211,60 @@ fn a_suite_is_summarised() {
     let ran = undervisor(&["test", "--config", &config, "--shard", "2/2", "--list"]);
     assert!(ran.out.contains("bad") && !ran.out.contains("good"), "{}", ran.out);
 }
+
+/// On a terminal (of `script`, which comes with every Linux): raw mode, our keys and the guest's, and the last line.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_terminal() {
+    use iced_x86::code_asm::*;
+    use std::io::Read;
+    // Print "?", and then what comes in, plus 40H.
+    let mut a = CodeAssembler::new(16).unwrap();
+    let mut again = a.create_label();
+    a.mov(dx, 0x3f8).unwrap();
+    a.mov(al, 0x3f).unwrap();
+    a.out(dx, al).unwrap();
+    a.set_label(&mut again).unwrap();
+    a.mov(dx, 0x3fd).unwrap();
+    a.in_(al, dx).unwrap();
+    a.test(al, 1).unwrap();
+    a.jz(again).unwrap();
+    a.mov(dx, 0x3f8).unwrap();
+    a.in_(al, dx).unwrap();
+    a.add(al, 0x40).unwrap();
+    a.out(dx, al).unwrap();
+    a.jmp(again).unwrap();
+    let folder = Folder::new("terminal");
+    let kernel = folder.file("echo.bin", &a.assemble(0x7c00).unwrap());
+    let command = format!("{} run --no-status --kernel {kernel} --flat 0x7c00", env!("CARGO_BIN_EXE_undervisor"));
+    let child = Command::new("script")
+        .args(["--quiet", "--return", "--command", &command, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn();
+    let Ok(mut child) = child else {
+        eprintln!("skipped: no `script` here");
+        return;
+    };
+    let (mut input, mut output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut seen = Vec::new();
+    let mut until = |word: &str| {
+        let mut byte = [0];
+        while !seen.ends_with(word.as_bytes()) {
+            assert_eq!(output.read(&mut byte).unwrap(), 1, "{word}: {}", String::from_utf8_lossy(&seen));
+            seen.push(byte[0]);
+        }
+    };
+    until("?");
+    // Ctrl-C and Ctrl-Z are the guest's, and so is Ctrl-A twice.
+    input.write_all(b"\x03\x1a\x01\x01").unwrap();
+    until("CZA");
+    input.write_all(b"\x01h").unwrap();
+    until("Ctrl-A H       this list\r\n");
+    input.write_all(b"!").unwrap();
+    until("a");
+    input.write_all(b"\x01x").unwrap();
+    // The next prompt does not stand behind what the guest said.
+    until("\r\n");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
