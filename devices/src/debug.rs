@@ -3,13 +3,14 @@
 use crate::chardev::CharBackend;
 use crate::wiring::{IrqLine, PINS, Wiring};
 
-/// Port 0xe9: what is written is printed; reading gives 0xe9, which says that the port is there.
+/// Port 0xe9, and 0x402 where firmware looks for it: what is written is printed; reading gives 0xe9, which says that the port is there.
 pub struct DebugConsole {
     backend: Box<dyn CharBackend>,
 }
 
 impl DebugConsole {
     pub const PORT: u16 = 0xe9;
+    pub const FIRMWARE_PORT: u16 = 0x402;
 
     pub fn new(backend: Box<dyn CharBackend>) -> DebugConsole {
         DebugConsole { backend }

@@ -419,7 +419,7 @@ impl Board {
             0x80..=0x8f => self.dma_pages[port as usize & 15],
             0x92 => self.port_92,
             0xb2 | 0xb3 => self.acpi.read_smi(port),
-            DebugConsole::PORT => self.debug_console.read(),
+            DebugConsole::PORT | DebugConsole::FIRMWARE_PORT => self.debug_console.read(),
             0x4d0 | 0x4d1 => self.pic.read_elcr(port),
             0xcf9 => self.reset_control,
             DEBUG_EXIT_PORT => 0,
@@ -451,7 +451,7 @@ impl Board {
                 }
             }
             0xb2 | 0xb3 => self.acpi.write_smi(port, value),
-            DebugConsole::PORT => self.debug_console.write(value),
+            DebugConsole::PORT | DebugConsole::FIRMWARE_PORT => self.debug_console.write(value),
             0x4d0 | 0x4d1 => self.pic.write_elcr(port, value),
             0xcf9 => {
                 self.reset_control = value & 0xe;
