@@ -535,6 +535,11 @@ impl Machine {
     /// Set or lift the limit on instructions.
     pub fn set_instruction_limit(&mut self, limit: Option<u64>) {
         self.instruction_limit = limit;
+        if let Some(most) = limit {
+            // For what is left of slices that were cut short, too.
+            let end = self.clock + most.saturating_sub(self.instructions + self.fruitless);
+            self.cut.iter_mut().for_each(|(_, limit)| *limit = end.min(*limit));
+        }
     }
 }
 

@@ -325,3 +325,19 @@ fn kernels_get_what_firmware_leaves() {
     }
     assert_eq!(m.cpus()[0].apic.lvt[3], 0x700);
 }
+
+#[test]
+fn a_limit_set_during_an_interruption_holds() {
+    let mut m = real_mode(1, |a| {
+        let mut here = a.create_label();
+        a.set_label(&mut here)?;
+        a.jmp(here)
+    })
+    .build()
+    .unwrap();
+    assert_eq!(m.run_until(1000, &mut NoHost), None);
+    let so_far = m.progress().instructions;
+    m.set_instruction_limit(Some(so_far + 100));
+    assert_eq!(m.run(&mut NoHost), StopReason::InstructionLimit(so_far + 100));
+    assert_eq!(m.progress().instructions, so_far + 100);
+}
