@@ -101,6 +101,8 @@ bitflags! {
         const B1 = 1 << 1;
         const B2 = 1 << 2;
         const B3 = 1 << 3;
+        /// In DR6: no bus lock. In pending debug exceptions, and in what a debug exception carries with it: a bus lock.
+        const BLD = 1 << 11;
         const BD = 1 << 13;
         const BS = 1 << 14;
         const BT = 1 << 15;
@@ -119,6 +121,13 @@ bitflags! {
         const GD = 1 << 13;
     }
 }
+
+/// IA32_DEBUGCTL: trap on bus locks outside of CPL 0.
+pub const DEBUGCTL_BUS_LOCK_DETECT: u64 = 1 << 2;
+
+/// MEMORY_CTRL: split locks raise #AC. Its number in IA32_CORE_CAPABILITIES says that it can be set.
+pub const SPLIT_LOCK_DISABLE: u64 = 1 << 29;
+pub const SPLIT_LOCK_DISABLE_SUPPORTED: u64 = 1 << 5;
 
 /// CR0 bits that are defined; the others must be written as zero in 64-bit mode (high half) or are ignored.
 pub const CR0_DEFINED: u64 = 0xe005_003f;

@@ -193,6 +193,7 @@ pub const DR7: Layout = &[
 pub const DEBUGCTL: Layout = &[
     bit(0, "LBR"),
     bit(1, "BTF"),
+    bit(2, "BLD"),
     bit(6, "TR"),
     bit(7, "BTS"),
     bit(8, "BTINT"),

@@ -27,6 +27,13 @@ pub enum Intercept {
     Mwait {
         armed: bool,
     },
+    Umonitor,
+    Umwait {
+        register: u8,
+    },
+    Tpause {
+        register: u8,
+    },
     Xsetbv,
     /// XSS-bitmap of the components requested.
     Xsaves(u64),

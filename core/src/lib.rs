@@ -18,7 +18,7 @@ pub mod svm_features;
 pub mod vmx_features;
 pub mod xsave;
 
-pub use bits::{Cr0, Cr4, Dr6, Dr7, Efer, Rflags};
+pub use bits::{Cr0, Cr4, DEBUGCTL_BUS_LOCK_DETECT, Dr6, Dr7, Efer, Rflags};
 pub use event::{Event, EventKind, Exception, Vector};
 pub use flags::{FlagKind, LazyFlags};
 pub use intercept::Intercept;

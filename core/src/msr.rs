@@ -15,12 +15,15 @@ pub const IA32_PERF_GLOBAL_INUSE: u32 = 0x392;
 /// IA32_A_PMC0: the same counter in full width.
 pub const IA32_A_PMC0: u32 = 0x4c1;
 pub const IA32_APIC_BASE: u32 = 0x1b;
+/// MEMORY_CTRL, once TEST_CTRL.
+pub const MEMORY_CTRL: u32 = 0x33;
 pub const IA32_FEATURE_CONTROL: u32 = 0x3a;
 pub const IA32_TSC_ADJUST: u32 = 0x3b;
 pub const IA32_SPEC_CTRL: u32 = 0x48;
 pub const IA32_PRED_CMD: u32 = 0x49;
 pub const IA32_BIOS_UPDT_TRIG: u32 = 0x79;
 pub const IA32_BIOS_SIGN_ID: u32 = 0x8b;
+pub const IA32_CORE_CAPABILITIES: u32 = 0xcf;
 pub const IA32_UMWAIT_CONTROL: u32 = 0xe1;
 pub const IA32_MTRRCAP: u32 = 0xfe;
 pub const IA32_ARCH_CAPABILITIES: u32 = 0x10a;

@@ -1,6 +1,7 @@
 //! Performance monitoring: registers and their layouts (SDM vol. 3, Architectural Performance Monitoring; APM vol. 2, Performance
 //! Monitoring Counters). What counts when is the processor's affair.
 
+use crate::bits::DEBUGCTL_BUS_LOCK_DETECT;
 use crate::model::{Feature, Model};
 use crate::state::Vendor;
 
@@ -120,11 +121,14 @@ impl Model {
 
     /// Bits of IA32_DEBUGCTL (AMD: DebugCtl) that can be set.
     pub fn debugctl_bits(&self) -> u64 {
-        // LBR, BTF; TR, BTS, BTINT, BTS_OFF_OS, BTS_OFF_USR; RTM_DEBUG.
+        // LBR and BTF. No model has a branch-trace store (IA32_MISC_ENABLE says so) or TSX.
         let mut bits = match self.vendor {
             Vendor::Amd => return 0x3f,
-            Vendor::Intel => 0x87c3,
+            Vendor::Intel => 3,
         };
+        if self.has(Feature::BUS_LOCK_DETECT) {
+            bits |= DEBUGCTL_BUS_LOCK_DETECT;
+        }
         if self.has(Feature::ARCH_PERFMON) {
             // FREEZE_LBRS_ON_PMI, FREEZE_PERFMON_ON_PMI.
             bits |= 1 << 11 | 1 << 12;

@@ -105,6 +105,8 @@ pub struct Msrs {
     pub spec_ctrl: u64,
     pub xss: u64,
     pub tsc_adjust: u64,
+    pub umwait_control: u64,
+    pub memory_ctrl: u64,
     pub bndcfgs: u64,
     pub performance: Performance,
     pub mtrr_def_type: u64,

@@ -54,9 +54,13 @@ features! {
     ENABLE_XSAVES = 28, "enable-xsaves";
     MODE_BASED_EXECUTE = 29, "mode-based-execute-control";
     TSC_SCALING = 30, "vmx-tsc-scaling";
+    USER_WAIT_PAUSE = 31, "user-wait-pause";
     // Tertiary controls.
     IPI_VIRTUALIZATION = 32, "ipi-virtualization";
     VIRTUALIZE_SPEC_CTRL = 33, "virtualize-spec-ctrl";
+    // Secondary controls again.
+    VMM_BUS_LOCK_DETECTION = 34, "vmm-bus-lock-detection";
+    INSTRUCTION_TIMEOUT = 35, "instruction-timeout";
     // Entry and exit controls.
     LOAD_PERF_GLOBAL_CTRL = 40, "load-perf-global-ctrl";
     LOAD_PAT = 41, "load-pat";
@@ -95,6 +99,9 @@ impl VmxFeatures {
             - VmxFeatures::TERTIARY
             - VmxFeatures::IPI_VIRTUALIZATION
             - VmxFeatures::VIRTUALIZE_SPEC_CTRL
+            - VmxFeatures::USER_WAIT_PAUSE
+            - VmxFeatures::VMM_BUS_LOCK_DETECTION
+            - VmxFeatures::INSTRUCTION_TIMEOUT
             - VmxFeatures::EPT_5_LEVEL
             - VmxFeatures::SAVE_PERF_GLOBAL_CTRL
             - VmxFeatures::INJECT_ANY_ERROR_CODE
@@ -131,6 +138,9 @@ impl VmxFeatures {
             VmxFeatures::RDSEED_EXITING,
             VmxFeatures::ENABLE_XSAVES,
             VmxFeatures::TSC_SCALING,
+            VmxFeatures::USER_WAIT_PAUSE,
+            VmxFeatures::VMM_BUS_LOCK_DETECTION,
+            VmxFeatures::INSTRUCTION_TIMEOUT,
         ]);
         let needs: [(VmxFeatures, VmxFeatures); 9] = [
             (VmxFeatures::SECONDARY, secondary),

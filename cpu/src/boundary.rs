@@ -38,7 +38,9 @@ pub struct Notes {
     pub delivered: bool,
     /// The last instruction was a repeated string instruction that is not done yet: RF is set in what an event pushes.
     pub repeating: bool,
-    /// A fault of the task just switched to.
+    /// Linear address and size of the operand that this instruction locks, if locks are looked at.
+    pub locked: Option<(u64, usize)>,
+    /// A fault of the task just switched to, or one that is to be delivered before anything else.
     pub deferred: Option<Exception>,
 }
 
@@ -54,9 +56,10 @@ pub(crate) struct Before {
 }
 
 impl Cpu {
-    /// The first instruction count at which something of this processor falls due by itself: its APIC timer, a VMX-preemption timer.
+    /// The first instruction count at which something of this processor falls due by itself: its APIC timer, a VMX-preemption timer,
+    /// the end of a TPAUSE.
     pub fn next_deadline(&self) -> u64 {
-        self.apic.next_deadline().min(self.virt_deadline())
+        self.apic.next_deadline().min(self.virt_deadline()).min(self.wait_deadline())
     }
 
     /// The first instruction count at which the processor, if it runs until then, must be looked at: something falls due, or a performance
@@ -108,11 +111,15 @@ impl Cpu {
             self.attention &= !attention::FAULT;
             if let Some(exception) = self.take_deferred() {
                 self.deliver_exception(exception);
+                self.windowless += 1;
                 return Boundary::Again;
             }
         }
         if self.state.activity == Activity::WaitForSipi {
             return self.wait_for_sipi();
+        }
+        if let Some(again) = self.virt_point(Point::BeforeInit) {
+            return again;
         }
         if self.signals.init && self.take_init() {
             return Boundary::Again;
@@ -122,8 +129,11 @@ impl Cpu {
                 return again;
             }
             if self.take_debug_trap() {
+                self.windowless += 1;
                 return Boundary::Again;
             }
+            // Whatever else is pending can be taken now.
+            self.windowless = 0;
             if let Some(again) = self.virt_point(Point::BeforeNmi) {
                 return again;
             }
@@ -254,7 +264,7 @@ impl Cpu {
         if pending == 0 || self.state.shadow.mov_ss {
             return false;
         }
-        let bits = pending & (Dr6::B0 | Dr6::B1 | Dr6::B2 | Dr6::B3 | Dr6::BS | Dr6::BT).bits();
+        let bits = pending & (Dr6::B0 | Dr6::B1 | Dr6::B2 | Dr6::B3 | Dr6::BS | Dr6::BT | Dr6::BLD).bits();
         self.state.pending_debug = 0;
         if bits == 0 {
             return false;
@@ -295,7 +305,7 @@ impl Cpu {
         if !self.interrupt_requested() {
             return false;
         }
-        if self.state.activity == Activity::Mwait && self.monitor.masked_interrupts {
+        if self.state.activity == Activity::Mwait && self.monitor.wait.masked_interrupts {
             self.state.activity = Activity::Active;
         }
         if !self.interrupt_open() {
@@ -338,7 +348,7 @@ impl Cpu {
             self.state.shadow.sti = false;
             self.state.shadow.mov_ss = false;
             self.attention &= !attention::SHADOW;
-            self.look_for_events();
+            self.attend(attention::INTERRUPT);
         }
         if before.rf && !notes.rf_loaded && (!partial || !self.breakpoints.code) {
             self.state.set_flag(Rflags::RF, false);

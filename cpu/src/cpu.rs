@@ -160,6 +160,8 @@ pub struct Cpu {
     pub apic: LocalApic,
     /// Other processors run on this thread: a spinning one should give up its turn.
     pub crowded: bool,
+    /// Events delivered in a row that left nothing else a chance to be taken between them.
+    pub(crate) windowless: u32,
     /// PAUSEs since the last turn given up.
     pub spins: u32,
     /// State of the generator behind RDRAND and RDSEED.
@@ -216,6 +218,7 @@ impl Cpu {
             counters: Counters::default(),
             apic: LocalApic::new(id as u32),
             crowded: false,
+            windowless: 0,
             spins: 0,
             random: id as u64,
             virt: Default::default(),

@@ -10,6 +10,7 @@ use crate::cpu::{Cpu, Exec};
 use crate::exec::{self, Row};
 use crate::hot::fuse::Lead;
 use crate::hot::{self, translate::Context};
+use crate::lock::{self, is_locked};
 use crate::model::ModelExt;
 use crate::op::Op;
 use crate::operand::drop_ignored_override;
@@ -38,6 +39,9 @@ impl Mode {
     pub const PROTECTED: u16 = 1 << 8;
     /// Branches are counted; see `performance::branches`.
     pub const COUNTED: u16 = 1 << 9;
+    /// Locked instructions are looked at, or only whether they split a line; see `lock`.
+    pub const LOCKS: u16 = 1 << 10;
+    pub const SPLITS: u16 = 1 << 11;
     /// In the op cache's keys only: a block of a single instruction, for single steps.
     pub const ONE: u16 = 1 << 15;
 
@@ -78,6 +82,7 @@ impl Mode {
         if cpu.performance.counts_branches {
             m |= Self::COUNTED;
         }
+        m |= cpu.lock_mode();
         Mode(m)
     }
 
@@ -198,10 +203,6 @@ impl Cpu {
             if mode.is64() {
                 drop_ignored_override(&mut insn);
             }
-            if insns.last().is_some_and(|last| last.mnemonic() == Mnemonic::Sti) && !hot::system::quiet(&insn) {
-                // STI's shadow wants a boundary.
-                break;
-            }
             at += insn.len();
             insns.push(insn);
             if second_page.is_some() || at >= room || self.ends_block(&insn) {
@@ -251,11 +252,8 @@ impl Cpu {
 
     /// Whether nothing may follow `insn` in its block.
     fn ends_block(&self, insn: &Instruction) -> bool {
-        !hot::system::goes_on(insn, self.mode) && self.general_form_ends_block(insn)
-    }
-
-    fn general_form_ends_block(&self, insn: &Instruction) -> bool {
         insn.is_invalid()
+            || self.mode.has(Mode::LOCKS) && is_locked(insn)
             || match insn.flow_control() {
                 FlowControl::Next => exec::lookup(insn).is_none_or(|row| row.ends),
                 FlowControl::ConditionalBranch => !insn.is_jcc_short_or_near(),
@@ -276,10 +274,14 @@ impl Cpu {
             b.push_slow(row, insn, index);
             return row.ends;
         }
+        let locked = b.mode.has(Mode::LOCKS) && is_locked(insn);
+        let splits = b.mode.has(Mode::SPLITS) && !general && !locked && is_locked(insn);
+        let general = general || locked || splits && !lock::plan(b, insn, index);
         if !general && let Some(ended) = hot::translate(b, insn, index, cx) {
             return ended;
         }
-        let row = exec::lookup(insn).unwrap_or(Row::ends(exec::undefined));
+        let row = if locked { Some(Row::ends(lock::execute)) } else { exec::lookup(insn) };
+        let row = row.unwrap_or(Row::ends(exec::undefined));
         let ends = row.ends || insn.flow_control() != FlowControl::Next;
         b.push_slow(Row { ends, ..row }, insn, index);
         if !general && let Some((handler, x, y)) = crate::virt::hot_form(insn) {
@@ -288,13 +290,6 @@ impl Cpu {
                 op.handler.set(handler);
                 (op.a, op.b) = (x, y);
             }
-        }
-        if !general
-            && let Some(handler) = hot::system::form(insn, b.mode, cx.next)
-            && let Some(op) = b.ops.last_mut()
-        {
-            op.handler.set(handler);
-            return false;
         }
         if !general
             && let Some(handler) = hot::string::repeated(insn, b.mode)
@@ -341,7 +336,7 @@ fn live_flags(insns: &[Instruction], looked_at: impl Fn(&Instruction) -> bool) -
 }
 
 /// Register-only instructions that can neither fault nor exit.
-pub fn is_silent(m: Mnemonic) -> bool {
+fn is_silent(m: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         m,

@@ -90,7 +90,8 @@ pub fn deliver(cpu: &mut Cpu, event: Event, origin: Origin) -> Exec {
     if cpu.observing & want::EXPLAIN != 0 && !cpu.virt.guest && matches!(event.vector, Vector::UD | Vector::GP) {
         cpu.observe_refused_instruction(event.vector);
     }
-    // A chain of faults is short: each link is more serious than the last. The bound is for the host's safety.
+    // A chain of faults is short if each link is more serious than the last. One of benign exceptions (#AC on the stack of the #AC
+    // handler) need not end: it goes on at the next boundary, where nothing else is looked at before it.
     for _ in 0..8 {
         let intercepted = !matches!(event.kind, EventKind::External | EventKind::Nmi | EventKind::Software);
         if intercepted && origin == Origin::Native {
@@ -139,9 +140,17 @@ pub fn deliver(cpu: &mut Cpu, event: Event, origin: Origin) -> Exec {
                 }
                 event = next;
             }
-            None => break,
+            None => return shut_down(cpu),
         }
     }
+    cpu.virt.delivering = None;
+    cpu.notes.deferred = Some(Exception { vector: event.vector, error_code: event.error_code, payload: event.payload });
+    cpu.attend(attention::FAULT);
+    Ok(())
+}
+
+/// Triple fault.
+fn shut_down(cpu: &mut Cpu) -> Exec {
     if cpu.observing & want::EXPLAIN != 0 {
         cpu.observe_triple_fault();
     }
@@ -152,6 +161,12 @@ pub fn deliver(cpu: &mut Cpu, event: Event, origin: Origin) -> Exec {
     Ok(())
 }
 
+/// DR6 once a debug exception with this payload has been delivered. BLD is the one bit that is cleared to say so.
+pub fn dr6_after(dr6: u64, payload: u64) -> u64 {
+    let bld = Dr6::BLD.bits();
+    (dr6 & !0xf | payload & !bld) & !(payload & bld)
+}
+
 /// CR2, DR6, DR7, NMI blocking: what an event changes besides the stack.
 fn side_effects(cpu: &mut Cpu, event: &Event, origin: Origin) {
     match (event.kind, event.vector) {
@@ -159,7 +174,7 @@ fn side_effects(cpu: &mut Cpu, event: &Event, origin: Origin) {
         (EventKind::HardwareException | EventKind::PrivilegedSoftwareException, Vector::DB) if origin == Origin::Native => {
             let s = &mut cpu.state;
             if event.kind == EventKind::HardwareException {
-                s.dr6 = s.dr6 & !0xf | event.payload;
+                s.dr6 = dr6_after(s.dr6, event.payload);
             }
             s.dr7 &= !Dr7::GD.bits();
             // LBR and BTF end with a debug exception (SDM vol. 3, LBR, BTF).

@@ -24,6 +24,8 @@ pub mod float;
 pub mod hot;
 mod hypercall;
 pub mod inspect;
+mod lock;
+mod memory_type;
 pub mod model;
 pub mod monitor;
 pub mod msr;

@@ -91,6 +91,7 @@ fn available(model: &Model, feature: F) -> bool {
         F::PKU => Feature::PKU,
         F::SMAP => Feature::SMAP,
         F::MONITOR => Feature::MONITOR,
+        F::WAITPKG => Feature::WAITPKG,
         F::CLFLUSHOPT => Feature::CLFLUSHOPT,
         F::CLWB => Feature::CLWB,
         F::CLZERO => Feature::CLZERO,

@@ -3,6 +3,7 @@
 //! Registers with an effect have an arm of their own; those that system software only expects to hold a value stand in
 //! [`plain`]. Everything else is #GP(0).
 
+use undervisor_core::bits::{SPLIT_LOCK_DISABLE, SPLIT_LOCK_DISABLE_SUPPORTED};
 use undervisor_core::{Cr0, Efer, Feature, SegReg, Segment, Vendor, msr::*};
 
 use crate::cpu::{Cpu, Exec, attention};
@@ -188,6 +189,9 @@ impl Cpu {
             0x198 if !amd => RATIO << 8,
             // CORE_THREAD_COUNT.
             0x35 if !amd => (self.processors as u64) << 16 | self.processors as u64,
+            IA32_UMWAIT_CONTROL if self.has(Feature::WAITPKG) => m.umwait_control,
+            MEMORY_CTRL if self.has(Feature::CORE_CAPABILITIES) => m.memory_ctrl,
+            IA32_CORE_CAPABILITIES if self.has(Feature::CORE_CAPABILITIES) => SPLIT_LOCK_DISABLE_SUPPORTED,
             IA32_MTRRCAP => MTRR_VARIABLE as u64 | 1 << 8 | 1 << 10,
             IA32_ARCH_CAPABILITIES if self.has(Feature::ARCH_CAPABILITIES) => ARCH_CAPABILITIES,
             IA32_SYSENTER_CS => m.sysenter_cs,
@@ -260,6 +264,16 @@ impl Cpu {
         bits
     }
 
+    /// WRMSR of IA32_SPEC_CTRL.
+    pub(crate) fn set_spec_ctrl(&mut self, value: u64) -> Exec {
+        let bits = self.spec_ctrl_bits();
+        if bits == 0 || value & !bits != 0 {
+            return Err(self.gp(0));
+        }
+        self.state.msrs.spec_ctrl = value;
+        Ok(())
+    }
+
     /// `None`: #GP(0).
     fn set_msr(&mut self, msr: u32, value: u64) -> Exec<Option<()>> {
         let amd = self.is_amd();
@@ -296,13 +310,24 @@ impl Cpu {
                 self.tsc_moved();
                 true
             }
-            IA32_SPEC_CTRL => {
-                let bits = self.spec_ctrl_bits();
-                let ok = bits != 0 && value & !bits == 0;
+            IA32_UMWAIT_CONTROL if model.has(Feature::WAITPKG) => {
+                let ok = value >> 32 == 0 && value & 2 == 0;
                 if ok {
-                    self.state.msrs.spec_ctrl = value;
+                    m.umwait_control = value;
                 }
                 ok
+            }
+            MEMORY_CTRL if model.has(Feature::CORE_CAPABILITIES) => {
+                let ok = value & !SPLIT_LOCK_DISABLE == 0;
+                if ok {
+                    m.memory_ctrl = value;
+                    self.privilege_changed();
+                }
+                ok
+            }
+            IA32_SPEC_CTRL => {
+                self.set_spec_ctrl(value)?;
+                true
             }
             IA32_PRED_CMD => {
                 let mut barriers = 0;
@@ -352,6 +377,7 @@ impl Cpu {
                 let ok = value & !model.debugctl_bits() == 0;
                 if ok {
                     m.debugctl = value;
+                    self.privilege_changed();
                     if value & 1 != 0 {
                         // Branches are recorded by stepping.
                         self.attend(attention::DEBUG);

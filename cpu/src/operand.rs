@@ -180,8 +180,14 @@ impl Cpu {
         }
         let size = insn.memory_size().size();
         let linear = self.effective_linear(insn, size, true)?;
-        let value = self.read_sized_to_modify(linear, size)?;
+        let value = self.read_locked(insn, linear, size)?;
         Ok((Place::Memory { linear, size }, value))
+    }
+
+    /// Read the memory operand of a read-modify-write instruction, locked if it is.
+    pub fn read_locked(&mut self, insn: &Instruction, linear: u64, size: usize) -> Exec<u64> {
+        self.lock(insn, linear, size)?;
+        self.read_sized_to_modify(linear, size)
     }
 
     /// Store the result of a read-modify-write instruction.

@@ -1,6 +1,6 @@
 //! The run loop: from block to block, and everything that happens between instructions.
 
-use undervisor_core::Activity;
+use undervisor_core::{Activity, Event};
 use undervisor_mmu::Bus;
 
 use crate::boundary::Boundary;
@@ -107,6 +107,7 @@ impl Cpu {
                         // Events without end (a breakpoint on the #DB handler) cost time, so that this loop ends.
                         again += 1;
                         self.charge_events(again);
+                        self.look_for_stall();
                         continue;
                     }
                     Boundary::Leave(RunExit::Stopped) => {
@@ -163,6 +164,18 @@ impl Cpu {
             self.budget -= 1;
             self.counters.waited += 1;
             self.counters.fruitless += 1;
+        }
+    }
+
+    /// A delivery of events that does not come to an end: someone may want to stop it.
+    fn look_for_stall(&mut self) {
+        if self.windowless > MAX_EVENTS {
+            let pending = self.notes.deferred.map(Event::from);
+            if self.virt_stalled((self.windowless - MAX_EVENTS) as u64, pending).is_err() {
+                self.windowless = 0;
+                self.notes.deferred = None;
+                self.attention &= !attention::FAULT;
+            }
         }
     }
 

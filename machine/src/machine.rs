@@ -318,7 +318,7 @@ impl Machine {
         for (cpu, waiting) in self.cpus.iter().zip(&mut self.waiting) {
             let timer = cpu.next_deadline();
             // A store by another processor or a device may have ended an MWAIT.
-            let stored = *waiting && cpu.state.activity == Activity::Mwait && cpu.monitor_fired();
+            let stored = *waiting && cpu.stored_to();
             if timer <= self.clock || stored {
                 *waiting = false;
             } else {

@@ -63,6 +63,8 @@ pub mod secondary {
     pub const MODE_BASED_EXECUTE: u32 = 1 << 22;
     pub const TSC_SCALING: u32 = 1 << 25;
     pub const USER_WAIT_PAUSE: u32 = 1 << 26;
+    pub const VMM_BUS_LOCK_DETECTION: u32 = 1 << 30;
+    pub const INSTRUCTION_TIMEOUT: u32 = 1 << 31;
 }
 
 /// Tertiary processor-based VM-execution controls.

@@ -78,6 +78,8 @@ const SECONDARY: Layout = &[
     bit(26, "enable user wait and pause"),
     bit(27, "enable PCONFIG"),
     bit(28, "enable ENCLV exiting"),
+    bit(30, "VMM bus-lock detection"),
+    bit(31, "instruction timeout"),
 ];
 
 const TERTIARY: Layout = &[
@@ -203,6 +205,7 @@ const EXCEPTIONS: Layout = &[
 
 const REASON: Layout = &[
     number(0, 16, "basic exit reason"),
+    bit(26, "bus lock"),
     bit(27, "enclave mode"),
     bit(28, "pending MTF VM exit"),
     bit(29, "exit from VMX root operation"),
@@ -245,6 +248,9 @@ pub const IO: Layout = &[
     number(16, 16, "port"),
 ];
 
+/// Exit qualification of an instruction timeout.
+const TIMEOUT: Layout = &[bit(0, "VM context invalid"), bit(12, "NMI unblocking due to IRET")];
+
 const TASK: Layout = &[number(0, 16, "TSS selector"), number(30, 2, "source")];
 const APIC_ACCESS: Layout = &[number(0, 12, "offset"), number(12, 4, "access type")];
 
@@ -256,6 +262,7 @@ pub fn qualification(basic_reason: u32) -> Layout {
         basic::IO => IO,
         basic::TASK_SWITCH => TASK,
         basic::APIC_ACCESS => APIC_ACCESS,
+        basic::INSTRUCTION_TIMEOUT => TIMEOUT,
         _ => &[],
     }
 }
@@ -446,6 +453,8 @@ pub fn undefined_after_exit(v: &Vmcs, f: Field) -> bool {
                     | basic::TPR_BELOW_THRESHOLD
                     | basic::VIRTUALIZED_EOI
                     | basic::APIC_WRITE
+                    | basic::BUS_LOCK
+                    | basic::INSTRUCTION_TIMEOUT
                     | basic::PML_FULL => !by_event(vectoring),
                     // EPT violations and APIC accesses: only in the delivery of an event, says the manual; processors fill it in
                     // for instructions too, and hypervisors rely on it.

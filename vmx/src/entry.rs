@@ -150,7 +150,7 @@ pub fn load_guest(v: &Vmcs, s: &mut CpuState, memory: &dyn Memory) {
         3 => Activity::WaitForSipi,
         _ => Activity::Active,
     };
-    // Bit 12 (enabled breakpoint) says only that B3:B0 matter; without it and BS nothing is pending. Nor is it where the vectored event or
+    // Bit 12 (enabled breakpoint) says only that B3:B0 matter; without it, BS and BLD nothing is pending. Nor is it where the vectored event or
     // the activity state rules it out (SDM vol. 3, Delivery of Pending Debug Exceptions after VM Entry).
     let pending = v.get(Field::GUEST_PENDING_DEBUG);
     let lost = match vectoring {
@@ -158,5 +158,5 @@ pub fn load_guest(v: &Vmcs, s: &mut CpuState, memory: &dyn Memory) {
         Some(_) => true,
         None => matches!(s.activity, Activity::Shutdown | Activity::WaitForSipi),
     };
-    s.pending_debug = if pending & (1 << 12 | 1 << 14) != 0 && !lost { pending & 0x400f } else { 0 };
+    s.pending_debug = if pending & (1 << 11 | 1 << 12 | 1 << 14) != 0 && !lost { pending & 0x480f } else { 0 };
 }

@@ -79,8 +79,12 @@ reasons! {
     XRSTORS = 64, "XRSTORS";
     UMWAIT = 67, "UMWAIT";
     TPAUSE = 68, "TPAUSE";
+    BUS_LOCK = 74, "bus lock";
+    INSTRUCTION_TIMEOUT = 75, "instruction timeout";
 }
 
+/// Set in the exit reason of an exit that follows a bus lock while the VMM detects those.
+pub const AFTER_BUS_LOCK: u32 = 1 << 26;
 /// Set in the exit reason when VM entry failed.
 pub const ENTRY_FAILURE: u32 = 1 << 31;
 

@@ -99,11 +99,13 @@ features! {
     SHA: 7 0 Ebx 29 "sha_ni";
     UMIP: 7 0 Ecx 2 "umip";
     PKU: 7 0 Ecx 3 "pku";
+    WAITPKG: 7 0 Ecx 5 "waitpkg";
     GFNI: 7 0 Ecx 8 "gfni";
     VAES: 7 0 Ecx 9 "vaes";
     VPCLMULQDQ: 7 0 Ecx 10 "vpclmulqdq";
     LA57: 7 0 Ecx 16 "la57";
     RDPID: 7 0 Ecx 22 "rdpid";
+    BUS_LOCK_DETECT: 7 0 Ecx 24 "bus_lock_detect";
     FSRM: 7 0 Edx 4 "fsrm";
     MD_CLEAR: 7 0 Edx 10 "md_clear";
     SERIALIZE: 7 0 Edx 14 "serialize";
@@ -111,6 +113,8 @@ features! {
     STIBP: 7 0 Edx 27 "stibp";
     L1D_FLUSH: 7 0 Edx 28 "flush_l1d";
     ARCH_CAPABILITIES: 7 0 Edx 29 "arch_capabilities";
+    // IA32_CORE_CAPABILITIES, which says that split locks can be made to fault.
+    CORE_CAPABILITIES: 7 0 Edx 30 "core_capabilities";
     SSBD: 7 0 Edx 31 "ssbd";
     // The bit that makes EAX[7:0] say version 4.
     ARCH_PERFMON: 0xa 0 Eax 2 "arch_perfmon";
@@ -193,6 +197,7 @@ impl Feature {
             PERFMON_V2 => &[PERFCTR_CORE],
             SBPB | IBPB_BRTYPE => &[AMD_IBPB],
             X2APIC | TSC_DEADLINE => &[APIC],
+            WAITPKG => &[TSC],
             CMOV => &[FPU],
             _ => &[],
         }

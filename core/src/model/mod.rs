@@ -210,9 +210,20 @@ impl Model {
             name: "max-intel",
             signature: 0x0008_06f8,
             brand: "Intel(R) Xeon(R) Processor (maximal)",
-            features: COMMON
-                .union(INTEL)
-                .union(FeatureSet::of(&[SHA, VAES, VPCLMULQDQ, GFNI, LA57, RDPID, FSRM, SERIALIZE, WBNOINVD])),
+            features: COMMON.union(INTEL).union(FeatureSet::of(&[
+                SHA,
+                VAES,
+                VPCLMULQDQ,
+                GFNI,
+                LA57,
+                RDPID,
+                FSRM,
+                SERIALIZE,
+                WBNOINVD,
+                WAITPKG,
+                BUS_LOCK_DETECT,
+                CORE_CAPABILITIES,
+            ])),
             vmx: VmxFeatures::everything(),
             physical_bits: 52,
             max_leaf: 0x1f,
@@ -281,6 +292,9 @@ impl Model {
         }
         if !model.has(ARCH_PERFMON) {
             model.vmx -= VmxFeatures::LOAD_PERF_GLOBAL_CTRL;
+        }
+        if !model.has(WAITPKG) {
+            model.vmx -= VmxFeatures::USER_WAIT_PAUSE;
         }
         model.vmx = if model.has(VMX) { model.vmx.consistent() } else { VmxFeatures::empty() };
         model.svm = if model.has(SVM) { model.svm.consistent() } else { SvmFeatures::empty() };

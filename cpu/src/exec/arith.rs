@@ -247,7 +247,7 @@ fn cmpxchg(cpu: &mut Cpu, insn: &Instruction) -> Exec {
 
 fn cmpxchg8b(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     let linear = cpu.effective_linear(insn, 8, true)?;
-    let old = cpu.read_linear_to_modify::<u64>(linear)?;
+    let old = cpu.read_locked(insn, linear, 8)?;
     let expected = cpu.gpr(Register::EDX) << 32 | cpu.gpr(Register::EAX);
     let equal = old == expected;
     let new = if equal { cpu.gpr(Register::ECX) << 32 | cpu.gpr(Register::EBX) } else { old };
@@ -265,7 +265,8 @@ fn cmpxchg16b(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     if linear & 15 != 0 {
         return Err(cpu.gp(0));
     }
-    let low = cpu.read_linear_to_modify::<u64>(linear)?;
+    // Aligned, it lies in one line.
+    let low = cpu.read_locked(insn, linear, 8)?;
     let high = cpu.read_linear_to_modify::<u64>(linear + 8)?;
     let equal = (low, high) == (cpu.gpr(Register::RAX), cpu.gpr(Register::RDX));
     let new = if equal { (cpu.gpr(Register::RBX), cpu.gpr(Register::RCX)) } else { (low, high) };

@@ -49,7 +49,7 @@ fn locate(cpu: &mut Cpu, insn: &Instruction, write: bool) -> Exec<(Place, u64, u
     let linear = cpu.linear(cpu.effective_segment(insn), displaced, size, write)?;
     let bit = offset as u32 & (bits - 1);
     if write {
-        let value = cpu.read_sized_to_modify(linear, size)?;
+        let value = cpu.read_locked(insn, linear, size)?;
         return Ok((Place::Memory { linear, size }, value, bit));
     }
     Ok((Place::Nowhere, cpu.read_sized(linear, size)?, bit))

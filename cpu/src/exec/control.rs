@@ -2,7 +2,7 @@
 //! Registers; MOV—Move to/from Debug Registers).
 
 use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
-use undervisor_core::{Cr0, Cr4, Dr6, Dr7, Efer, Exception, Intercept, SegReg, Vector, bits::CR0_DEFINED};
+use undervisor_core::{Cr0, Cr4, Dr6, Dr7, Efer, Exception, Feature, Intercept, SegReg, Vector, bits::CR0_DEFINED};
 
 use crate::cpu::{Cpu, Exec};
 use crate::exec::Row;
@@ -232,24 +232,30 @@ fn debug_register(cpu: &mut Cpu, r: Register) -> Exec<u8> {
     }
 }
 
-/// What stands before an access to a debug register: the privilege level, the intercept, and #DB while DR7.GD protects the registers.
-/// Intel's exit comes before that #DB (SDM vol. 3, Relative Priority of Faults and VM Exits); on AMD an intercept comes after the
-/// exceptions that need no memory and no operand's value (APM vol. 2, Intercept Operation).
-fn debug_access(cpu: &mut Cpu, intercept: Intercept) -> Exec {
-    cpl0(cpu)?;
-    let detected = cpu.state.dr7 & Dr7::GD.bits() != 0;
-    if !(detected && cpu.is_amd()) {
-        cpu.intercept(intercept)?;
+/// What stands before an access to a debug register, and the register's number. Intel's exit comes before everything: CR4.DE, the
+/// privilege level, and #DB while DR7.GD protects the registers (SDM vol. 3, Instructions That Cause VM Exits Conditionally: MOV DR; Relative
+/// Priority of Faults and VM Exits); on AMD an intercept comes after the exceptions that need no memory and no operand's value (APM vol. 2,
+/// Intercept Operation).
+fn debug_access(cpu: &mut Cpu, register: Register, what: impl FnOnce(u8) -> Intercept) -> Exec<u8> {
+    let what = what(register.number() as u8);
+    let amd = cpu.is_amd();
+    if !amd && register.number() < 8 {
+        cpu.intercept(what)?;
     }
-    if detected {
+    let dr = debug_register(cpu, register)?;
+    cpl0(cpu)?;
+    if cpu.state.dr7 & Dr7::GD.bits() != 0 {
         return Err(cpu.raise(Exception { payload: Dr6::BD.bits(), ..Exception::new(Vector::DB) }));
     }
-    Ok(())
+    if amd {
+        cpu.intercept(what)?;
+    }
+    Ok(dr)
 }
 
 fn mov_from_dr(cpu: &mut Cpu, insn: &Instruction) -> Exec {
-    let dr = debug_register(cpu, insn.op1_register())?;
-    debug_access(cpu, Intercept::ReadDr { dr: insn.op1_register().number() as u8, register: number(insn.op0_register()) })?;
+    let register = number(insn.op0_register());
+    let dr = debug_access(cpu, insn.op1_register(), |dr| Intercept::ReadDr { dr, register })?;
     let value = match dr {
         6 => cpu.state.dr6,
         7 => cpu.state.dr7,
@@ -260,17 +266,18 @@ fn mov_from_dr(cpu: &mut Cpu, insn: &Instruction) -> Exec {
 }
 
 fn mov_to_dr(cpu: &mut Cpu, insn: &Instruction) -> Exec {
-    let dr = debug_register(cpu, insn.op0_register())?;
     let value = cpu.gpr(insn.op1_register());
-    debug_access(
-        cpu,
-        Intercept::WriteDr { dr: insn.op0_register().number() as u8, register: number(insn.op1_register()), value },
-    )?;
+    let register = number(insn.op1_register());
+    let dr = debug_access(cpu, insn.op0_register(), |dr| Intercept::WriteDr { dr, register, value })?;
     if dr >= 6 && value >> 32 != 0 {
         return Err(cpu.gp(0));
     }
     match dr {
-        6 => cpu.state.dr6 = value & 0xe00f | Dr6::FIXED.bits(),
+        6 => {
+            let bus_lock = if cpu.model.has(Feature::BUS_LOCK_DETECT) { Dr6::BLD } else { Dr6::empty() };
+            let writable = 0xe00f | bus_lock.bits();
+            cpu.state.dr6 = value & writable | Dr6::FIXED.bits() & !writable;
+        }
         7 => cpu.write_dr7(value),
         n => {
             cpu.state.dr[n as usize & 3] = value;

@@ -28,6 +28,7 @@ pub mod system;
 #[cfg(test)]
 mod tests;
 pub mod transfer;
+pub mod wait;
 pub mod x87;
 pub mod xsave;
 
@@ -67,6 +68,7 @@ pub fn lookup(insn: &Instruction) -> Option<Row> {
         flags::lookup,
         misc::lookup,
         system::lookup,
+        wait::lookup,
         segment::lookup,
         far::lookup,
         control::lookup,

@@ -1,5 +1,5 @@
 //! System instructions that are not about segments or control registers: fast system calls, interrupts by instruction, interrupt
-//! flag, HLT and MWAIT, caches, time, extended-state control (SDM vol. 2; APM vol. 3).
+//! flag, HLT, caches, time, extended-state control (SDM vol. 2; APM vol. 3).
 
 use iced_x86::{Code, Instruction, Mnemonic as M, Register};
 use undervisor_core::{
@@ -10,7 +10,6 @@ use crate::cpu::{Cpu, Exec, attention};
 use crate::events::{self, Origin};
 use crate::exec::Row;
 use crate::observe::want;
-use crate::paging::Access;
 
 pub fn lookup(insn: &Instruction) -> Option<Row> {
     Some(Row::ends(match insn.mnemonic() {
@@ -29,8 +28,6 @@ pub fn lookup(insn: &Instruction) -> Option<Row> {
         M::Sti => sti,
         M::Clac | M::Stac => access_flag,
         M::Hlt => hlt,
-        M::Monitor => monitor,
-        M::Mwait => mwait,
         M::Invd | M::Wbinvd | M::Wbnoinvd => invalidate_caches,
         M::Cpuid => cpuid,
         M::Rdtsc => rdtsc,
@@ -360,44 +357,6 @@ fn hlt(cpu: &mut Cpu, _: &Instruction) -> Exec {
     Ok(())
 }
 
-fn monitor(cpu: &mut Cpu, insn: &Instruction) -> Exec {
-    if cpu.state.cpl != 0 {
-        return Err(cpu.ud());
-    }
-    cpu.intercept(Intercept::Monitor)?;
-    if cpu.gpr(Register::ECX) != 0 {
-        return Err(cpu.gp(0));
-    }
-    let base = insn.op0_register();
-    let base = if base.is_gpr() { base } else { Register::RAX };
-    let mask = if base.is_gpr() { u64::MAX >> (64 - 8 * base.size() as u32) } else { u64::MAX };
-    let mask = if cpu.mode.is64() { mask } else { mask & 0xffff_ffff };
-    let offset = cpu.state.gpr(regs::RAX) & mask;
-    let linear = cpu.linear(cpu.effective_segment(insn), offset, 1, false)?;
-    let physical = cpu.translate(linear, Access::READ)?;
-    cpu.arm_monitor(physical & !63);
-    Ok(())
-}
-
-fn mwait(cpu: &mut Cpu, _: &Instruction) -> Exec {
-    if cpu.state.cpl != 0 {
-        return Err(cpu.ud());
-    }
-    let armed = cpu.monitor.armed && !cpu.monitor_fired();
-    cpu.intercept(Intercept::Mwait { armed })?;
-    let extensions = cpu.gpr(Register::ECX);
-    if extensions & !1 != 0 {
-        return Err(cpu.gp(0));
-    }
-    if armed {
-        cpu.monitor.masked_interrupts = extensions & 1 != 0;
-        cpu.state.activity = Activity::Mwait;
-        cpu.attend(attention::INACTIVE | attention::INTERRUPT);
-    }
-    cpu.monitor.armed = armed;
-    Ok(())
-}
-
 /// INVD, WBINVD, WBNOINVD: nothing is cached. WBNOINVD on a model without it is WBINVD.
 pub(super) fn invalidate_caches(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     cpl0(cpu)?;
@@ -428,11 +387,11 @@ fn set_edx_eax(cpu: &mut Cpu, value: u64) {
     cpu.set_gpr(Register::EDX, value >> 32);
 }
 
-fn edx_eax(cpu: &Cpu) -> u64 {
+pub(super) fn edx_eax(cpu: &Cpu) -> u64 {
     cpu.gpr(Register::EAX) | cpu.gpr(Register::EDX) << 32
 }
 
-fn time_allowed(cpu: &mut Cpu) -> Exec {
+pub(super) fn time_allowed(cpu: &mut Cpu) -> Exec {
     if cpu.state.cr4.contains(Cr4::TSD) && cpu.state.cpl > 0 { Err(cpu.gp(0)) } else { Ok(()) }
 }
 

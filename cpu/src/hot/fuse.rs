@@ -28,11 +28,8 @@ pub struct Lead {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// MOV to a register from another, of 4 or 8 bytes.
-    Move {
-        to: u8,
-        size: usize,
-    },
+    /// MOV of registers, of 4 or 8 bytes.
+    Move(usize),
     Push,
     Pop,
 }
@@ -55,10 +52,10 @@ pub fn pair<A: Hot, B: Hot>(cpu: &mut Cpu, op: OpRef) -> Flow {
 pub type Move<T> = Mov<T, RegA, RegB>;
 
 impl Lead {
-    /// Where to, and how many bytes, the block's last op, if it is a move that may still be joined, moves.
-    pub fn moved(b: &Builder) -> Option<(u8, usize)> {
+    /// Bytes that the block's last op, if it is a move that may still be joined, moves.
+    pub fn move_size(b: &Builder) -> Option<usize> {
         match b.lead {
-            Some(Lead { kind: Kind::Move { to, size }, first, .. }) if first + 1 == b.ops.len() => Some((to, size)),
+            Some(Lead { kind: Kind::Move(size), first, .. }) if first + 1 == b.ops.len() => Some(size),
             _ => None,
         }
     }
@@ -81,8 +78,8 @@ impl Lead {
             Mnemonic::Push if plain => Kind::Push,
             Mnemonic::Pop if plain => Kind::Pop,
             Mnemonic::Mov if insn.op0_kind() == OpKind::Register && insn.op1_kind() == OpKind::Register => {
-                b.lead = match (insn.op0_register().size(), slot(insn.op0_register())) {
-                    (size @ (4 | 8), Some(to)) => Some(Lead { kind: Kind::Move { to, size }, first: at, count: 1 }),
+                b.lead = match insn.op0_register().size() {
+                    size @ (4 | 8) => Some(Lead { kind: Kind::Move(size), first: at, count: 1 }),
                     _ => None,
                 };
                 return;

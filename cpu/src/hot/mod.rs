@@ -13,7 +13,6 @@ pub mod pinned;
 pub mod shift;
 pub mod simd;
 pub mod string;
-pub mod system;
 pub mod translate;
 
 pub use translate::translate;
@@ -107,7 +106,7 @@ pub fn along(mode: Mode, rip: u64) -> u64 {
 }
 
 /// Leave the chain before `op`, which is to be looked up (or decoded) again.
-fn leave(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub(crate) fn leave(cpu: &mut Cpu, op: OpRef) -> Flow {
     retire_before(cpu, op);
     cpu.state.regs[RIP as usize] = along(cpu.mode, cpu.state.rip().wrapping_add(op.offset as u64));
     None
@@ -180,14 +179,11 @@ fn link(cpu: &mut Cpu, op: OpRef) -> Flow {
     }
 }
 
-/// The block at RIP is not in its place in the jump cache: look in its second one, then in the op cache, as long as that needs no more than
-/// look-ups. The run loop finds (or decodes) the rest.
+/// The jump cache does not know the block at RIP: look in the op cache, as long as that needs no more than look-ups. The run loop finds
+/// (or decodes) the rest.
 #[cold]
 #[inline(never)]
 fn missed(cpu: &mut Cpu) -> Flow {
-    if let Some(target) = cpu.jumps.find_aside(cpu.state.rip(), cpu.fetch_tag) {
-        return go(cpu, target);
-    }
     match cpu.find_next() {
         Some(target) => go(cpu, target),
         None => None,

@@ -18,6 +18,22 @@ pub struct Mapping {
     pub writable: bool,
     pub executable: bool,
     pub user: bool,
+    /// Which entry of the PAT the page selects; `None`: there is no paging.
+    pub pat: Option<u8>,
+    /// The memory type of EPT, and whether it makes the PAT ignored.
+    pub ept: Option<(u8, bool)>,
+}
+
+/// The PAT entry that a page selects: PWT, PCD and, at this bit, PAT.
+fn pat_index(entry: u64, at: u32) -> Option<u8> {
+    Some((entry >> 3 & 3 | (entry >> at & 1) << 2) as u8)
+}
+
+impl Mapping {
+    /// What no table has a say in.
+    fn direct(physical: u64) -> Mapping {
+        Mapping { physical, writable: true, executable: true, user: true, pat: None, ept: None }
+    }
 }
 
 /// What selects a translation.
@@ -60,13 +76,14 @@ impl View {
         found.physical = second.physical;
         found.writable &= second.writable;
         found.executable &= second.executable;
+        found.ept = second.ept;
         Some(found)
     }
 
     /// Through the second level, if there is one.
     pub fn second(&self, memory: &GuestMemory, physical: u64) -> Option<Mapping> {
         match &self.nested {
-            Nested::None => Some(Mapping { physical: self.a20.pass(physical), writable: true, executable: true, user: true }),
+            Nested::None => Some(Mapping::direct(self.a20.pass(physical))),
             Nested::Ept(ept) => {
                 let mut table = ept.root;
                 let mut rights = 7;
@@ -84,6 +101,8 @@ impl View {
                             writable: rights & 2 != 0,
                             executable: rights & 4 != 0,
                             user: true,
+                            pat: None,
+                            ept: Some(((e >> 3 & 7) as u8, e >> 6 & 1 != 0)),
                         });
                     }
                     table = e & ADDRESS;
@@ -96,7 +115,7 @@ impl View {
 
     fn tables(&self, memory: &GuestMemory, linear: u64) -> Option<Mapping> {
         let read = |at: u64| memory.read::<u64>(self.second(memory, at)?.physical);
-        let mut out = Mapping { physical: linear, writable: true, executable: true, user: true };
+        let mut out = Mapping::direct(linear);
         let (mut table, levels) = match self.mode {
             PagingMode::Off => return Some(out),
             PagingMode::Bits32 => return self.tables32(memory, linear),
@@ -122,6 +141,7 @@ impl View {
             if level == 1 || (level <= 3 && e >> 7 & 1 != 0) {
                 let low = (1u64 << shift) - 1;
                 out.physical = e & ADDRESS & !low | linear & low;
+                out.pat = pat_index(e, if level == 1 { 7 } else { 12 });
                 return Some(out);
             }
             table = e & ADDRESS;
@@ -137,15 +157,16 @@ impl View {
         }
         if upper >> 7 & 1 != 0 && self.pse {
             let physical = upper & 0xffc0_0000 | (upper >> 13 & 0xff) << 32 | linear & 0x3f_ffff;
-            return Some(Mapping { physical, writable: upper & 2 != 0, executable: true, user: upper & 4 != 0 });
+            let pat = pat_index(upper, 12);
+            return Some(Mapping { writable: upper & 2 != 0, user: upper & 4 != 0, pat, ..Mapping::direct(physical) });
         }
         let e = read((upper & 0xffff_f000) + (linear >> 12 & 0x3ff) * 4)?;
         let both = upper & e;
         (e & 1 != 0).then_some(Mapping {
-            physical: e & 0xffff_f000 | linear & 0xfff,
             writable: both & 2 != 0,
-            executable: true,
             user: both & 4 != 0,
+            pat: pat_index(e, 7),
+            ..Mapping::direct(e & 0xffff_f000 | linear & 0xfff)
         })
     }
 

@@ -64,6 +64,8 @@ pub struct TaskSwitch {
 /// VMX-Preemption Timer; NMI-Window Exiting; Interrupt-Window Exiting; APM vol. 2, Virtual Interrupts).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Point {
+    /// Before INIT: bus locks.
+    BeforeInit,
     /// Before debug traps: MTF, TPR below threshold, injected events that wait.
     BeforeTraps,
     /// After debug traps, before NMI: preemption timer, NMI window.
@@ -210,15 +212,10 @@ impl Cpu {
             || self.virt.vmx.vmcs.secondary(undervisor_vmx::controls::secondary::ENABLE_RDTSCP)
     }
 
-    /// Whether any interrupt or signal waits, whatever holds it back.
-    pub(crate) fn events_wait(&mut self) -> bool {
-        let s = &self.signals;
-        s.nmi || s.smi || s.init || s.sipi.is_some() || self.apic.requested() || self.external_requested()
-    }
-
     /// What can be taken at a boundary has changed: look, if anything waits.
     pub(crate) fn look_for_events(&mut self) {
-        if self.events_wait() {
+        let s = &self.signals;
+        if s.nmi || s.smi || s.init || s.sipi.is_some() || self.apic.requested() || self.external_requested() {
             self.attend(crate::cpu::attention::INTERRUPT);
         }
     }
@@ -237,6 +234,22 @@ impl Cpu {
             Vendor::Intel => self.vmx_deadline(),
             Vendor::Amd => u64::MAX,
         }
+    }
+
+    /// Ticks of the processor's TSC for a wait of `delay` ticks of the current level's.
+    pub fn virt_physical_delay(&self, delay: u64) -> u64 {
+        if self.virt.guest && self.model.vendor == Vendor::Intel { self.vmx_physical_delay(delay) } else { delay }
+    }
+
+    /// Whether an MWAIT that masked interrupts are to end does not wait at all.
+    pub fn virt_masked_wait_is_over(&mut self) -> bool {
+        self.virt.guest && self.model.vendor == Vendor::Intel && self.vmx_masked_wait_is_over()
+    }
+
+    /// Events have followed each other for `elapsed` units of time without an instruction boundary. `delivering`: the one that is to be
+    /// delivered next, if it is not a debug trap.
+    pub fn virt_stalled(&mut self, elapsed: u64, delivering: Option<Event>) -> Exec {
+        if self.virt.guest && self.model.vendor == Vendor::Intel { self.vmx_stalled(elapsed, delivering) } else { Ok(()) }
     }
 
     /// Whether external interrupts can be taken (or exit) at this boundary.

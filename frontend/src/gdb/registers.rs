@@ -64,12 +64,14 @@ const SELECTORS: [(&str, SegReg); 6] =
     [("cs", SegReg::Cs), ("ss", SegReg::Ss), ("ds", SegReg::Ds), ("es", SegReg::Es), ("fs", SegReg::Fs), ("gs", SegReg::Gs)];
 
 /// MSRs by the names that Linux and the manuals use.
-pub const MSRS: [(&str, u32); 27] = [
+pub const MSRS: [(&str, u32); 29] = [
     ("tsc", 0x10),
     ("apic_base", 0x1b),
+    ("memory_ctrl", 0x33),
     ("feature_control", 0x3a),
     ("tsc_adjust", 0x3b),
     ("spec_ctrl", 0x48),
+    ("umwait_control", 0xe1),
     ("sysenter_cs", 0x174),
     ("sysenter_esp", 0x175),
     ("sysenter_eip", 0x176),

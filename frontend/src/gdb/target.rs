@@ -358,7 +358,7 @@ impl ThreadExtraInfo for Debuggee<'_> {
             let what = match cpu.state.activity {
                 Activity::Active => "running",
                 Activity::Hlt => "halted",
-                Activity::Mwait => "in MWAIT",
+                Activity::Mwait => "waits (MWAIT, UMWAIT, TPAUSE)",
                 Activity::Shutdown => "shut down",
                 Activity::WaitForSipi => "waits for SIPI",
             };

@@ -17,18 +17,21 @@ const DEFAULT_TIMEOUT: u64 = 90;
 /// Most output that is kept.
 const OUTPUT_LIMIT: usize = 16 << 20;
 
-/// What the guests of a configuration expect below them, which is KVM: its hypercalls.
-const PARAVIRTUAL: &str = "kvm_pv_ipi";
+/// What the guests of a configuration expect below them, which is KVM: its hypercalls, and that each debug exception sets DR6.BLD again,
+/// which processors with OS bus-lock detection leave to software.
+const BELOW: [(&str, &str); 2] = [("kvm_pv_ipi", "+kvm_pv_ipi"), ("bus_lock_detect", "-bus_lock_detect")];
 
 /// Models of QEMU's that tests name for what they lack, and that.
 const OLDER: [(&str, &[&str]); 1] = [("IvyBridge", &["-la57", "-smap", "-pku", "-invpcid"])];
 
-/// The model for a test: the base model, with hypercalls if it is for a configuration, and with those of the changes in QEMU's
+/// The model for a test: the base model, as KVM would have it if it is for a configuration, and with those of the changes in QEMU's
 /// `-cpu` value that it knows.
 pub fn cpu(entry: &Entry, base: Option<&str>, configured: bool) -> String {
     let mut cpu = base.unwrap_or(if entry.wants_amd() { "max-amd" } else { "max-intel" }).to_owned();
-    if configured && !cpu.contains(PARAVIRTUAL) {
-        cpu = format!("{cpu},+{PARAVIRTUAL}");
+    for (name, change) in BELOW {
+        if configured && !cpu.contains(name) {
+            cpu = format!("{cpu},{change}");
+        }
     }
     let mut parts = entry.cpu.as_deref().unwrap_or_default().split(',');
     let old = parts.next().and_then(|name| OLDER.iter().find(|row| row.0 == name));
@@ -140,8 +143,8 @@ mod tests {
             cpu(&with_cpu("IvyBridge,phys-bits=36,host-phys-bits=off,+vmx"), None, false),
             "max-intel,-la57,-smap,-pku,-invpcid,phys-bits=36,+vmx"
         );
-        assert_eq!(cpu(&with_cpu("max,-pku"), None, true), "max-intel,+kvm_pv_ipi,-pku");
-        assert_eq!(cpu(&Entry::default(), Some("max-amd,-kvm_pv_ipi"), true), "max-amd,-kvm_pv_ipi");
+        assert_eq!(cpu(&with_cpu("max,-pku"), None, true), "max-intel,+kvm_pv_ipi,-bus_lock_detect,-pku");
+        assert_eq!(cpu(&Entry::default(), Some("max-amd,-kvm_pv_ipi"), true), "max-amd,-kvm_pv_ipi,-bus_lock_detect");
         let amd = with_cpu("Opteron_G1,vendor=AuthenticAMD");
         assert!(other_vendor(&amd, Some("max-intel")).is_some());
         assert_eq!(other_vendor(&amd, Some("max-amd")), None);

@@ -113,7 +113,7 @@ const NON_CANONICAL: u64 = 1 << 47;
 pub const CASES: &[(&str, Break)] = &[
     ("pin-reserved", |w| w.set(Field::PIN_BASED_CONTROLS, 0)),
     ("primary-reserved", |w| w.clear(Field::PRIMARY_CONTROLS, 1 << 1)),
-    ("secondary-reserved", |w| w.secondary(1 << 31)),
+    ("secondary-reserved", |w| w.secondary(1 << 29)),
     ("tertiary-reserved", |w| w.tertiary(1 << 63)),
     ("cr3-target-count", |w| w.set(Field::CR3_TARGET_COUNT, 5)),
     ("io-bitmap-a", |w| { w.primary(primary::IO_BITMAPS); w.set(Field::IO_BITMAP_A, 1); }),

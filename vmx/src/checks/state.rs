@@ -1,7 +1,7 @@
 //! Checks on guest RIP, RFLAGS and SSP, non-register state, and page-directory-pointer-table entries. They run at every
 //! entry, unless a glance says that nothing is special.
 
-use undervisor_core::VmxFeatures;
+use undervisor_core::{DEBUGCTL_BUS_LOCK_DETECT, Dr6, VmxFeatures};
 
 use super::{Check, Context, Outcome, Table, event_injected, ia32e, pae, virtual_8086};
 use crate::controls::{interruptibility, interruption, pin, secondary};
@@ -106,9 +106,17 @@ pub static STATE: Table = Table {
                     || c.vmcs.get(f) & interruptibility::NMI == 0
             },
         ),
-        row("pending-debug-reserved", Field::GUEST_PENDING_DEBUG, "bits 11:4, 13, 15 and 63:16 zero", |c, f| {
-            c.vmcs.get(f) & !0x500f == 0
-        }),
+        row(
+            "pending-debug-reserved",
+            Field::GUEST_PENDING_DEBUG,
+            "bits 10:4, 13, 15 and 63:16 zero, and bit 11 (BLD) without OS bus-lock detection",
+            |c, f| {
+                // BLD can be pending where IA32_DEBUGCTL has its enable.
+                let bld =
+                    if c.capabilities.limits.debugctl_allowed & DEBUGCTL_BUS_LOCK_DETECT != 0 { Dr6::BLD.bits() } else { 0 };
+                c.vmcs.get(f) & !(0x500f | bld) == 0
+            },
+        ),
         row(
             "pending-debug-step",
             Field::GUEST_PENDING_DEBUG,

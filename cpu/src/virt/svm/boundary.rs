@@ -16,7 +16,7 @@ impl Cpu {
         match point {
             Point::BeforeTraps => self.svm_take_trap().map(|()| None),
             Point::BeforeNmi => Ok(self.svm_take_virtual_nmi()),
-            Point::BeforeInterrupt => Ok(None),
+            Point::BeforeInit | Point::BeforeInterrupt => Ok(None),
             Point::AfterInterrupt => {
                 let taken = self.svm_take_virtual_interrupt()?;
                 if taken.is_none() && !self.svm_watching() && !self.svm_avic() {

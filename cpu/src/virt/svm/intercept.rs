@@ -135,6 +135,9 @@ impl Cpu {
             Intercept::Vmmcall => self.svm_plain(reason::VMMCALL),
             Intercept::FerrFreeze => self.svm_plain(reason::FERR_FREEZE),
             Intercept::Getsec
+            | Intercept::Umonitor
+            | Intercept::Umwait { .. }
+            | Intercept::Tpause { .. }
             | Intercept::Xsaves(_)
             | Intercept::Xrstors(_)
             | Intercept::Rdrand { .. }
@@ -194,7 +197,7 @@ impl Cpu {
             }
             // DR6 is what a handler would see.
             Vector::DB if event.kind == EventKind::HardwareException => {
-                self.state.dr6 = self.state.dr6 & !0xf | event.payload;
+                self.state.dr6 = crate::events::dr6_after(self.state.dr6, event.payload);
             }
             _ => {}
         }

@@ -18,6 +18,7 @@ impl Cpu {
             return Ok(None);
         }
         match point {
+            Point::BeforeInit => self.vmx_bus_lock_exit()?,
             Point::BeforeTraps => self.vmx_trap_exits()?,
             Point::BeforeNmi => {
                 if self.vmx_timer_expired() && self.state.activity != Activity::WaitForSipi {
@@ -39,8 +40,40 @@ impl Cpu {
         Ok(None)
     }
 
+    /// An instruction has asserted a bus lock (SDM vol. 3, Other Causes of VM Exits). What else its completion causes exits in
+    /// its place, and says so in the exit reason.
+    fn vmx_bus_lock_exit(&mut self) -> Exec {
+        if !self.virt.vmx.bus_lock {
+            return Ok(());
+        }
+        self.vmx_apic_exits()?;
+        Err(self.vmx_exit_event(ExitInformation::new(basic::BUS_LOCK)))
+    }
+
+    /// An instruction boundary has not been reached for `elapsed` ticks of the crystal clock (SDM vol. 3, Instruction-Timeout
+    /// Control), because the delivery of events causes events: an exit if that is too long. `delivering`: the one that is next.
+    pub(in crate::virt) fn vmx_stalled(&mut self, elapsed: u64, delivering: Option<Event>) -> Exec {
+        let v = &self.virt.vmx.vmcs;
+        if !v.secondary(secondary::INSTRUCTION_TIMEOUT) || elapsed <= v.get(Field::INSTRUCTION_TIMEOUT_CONTROL) {
+            return Ok(());
+        }
+        self.virt.delivering = delivering;
+        Err(self.vmx_exit_event(ExitInformation::new(basic::INSTRUCTION_TIMEOUT)))
+    }
+
     /// Exits that an instruction left behind when it completed.
     fn vmx_trap_exits(&mut self) -> Exec {
+        self.vmx_apic_exits()?;
+        if let Some((since, events)) = self.virt.vmx.mtf_since
+            && (self.now() >= since || self.vmx_events_seen() != events)
+        {
+            return Err(self.vmx_exit_event(ExitInformation::new(basic::MONITOR_TRAP_FLAG)));
+        }
+        Ok(())
+    }
+
+    /// The emulation of an APIC write, and the exits of virtualized writes.
+    fn vmx_apic_exits(&mut self) -> Exec {
         if let Some(offset) = self.virt.vmx.apic_written.take() {
             let shared = self.shared.clone();
             let bits = self.physical_bits();
@@ -50,11 +83,6 @@ impl Cpu {
         if let Some(information) = self.virt.vmx.pending_exit {
             let stop = self.vmx_exit_event(information);
             return Err(stop);
-        }
-        if let Some((since, events)) = self.virt.vmx.mtf_since
-            && (self.now() >= since || self.vmx_events_seen() != events)
-        {
-            return Err(self.vmx_exit_event(ExitInformation::new(basic::MONITOR_TRAP_FLAG)));
         }
         Ok(())
     }
@@ -73,6 +101,7 @@ impl Cpu {
     fn vmx_watching(&self) -> bool {
         let x = &self.virt.vmx;
         x.pending_exit.is_some()
+            || x.bus_lock
             || x.apic_written.is_some()
             || x.mtf_since.is_some()
             || x.vmcs.primary(primary::NMI_WINDOW_EXITING | primary::INTERRUPT_WINDOW_EXITING)
@@ -142,7 +171,7 @@ impl Cpu {
         info.interruption_error_code = event.error_code.unwrap_or(0);
         info.qualification = match event.vector {
             Vector::PF => event.payload,
-            Vector::DB if hardware => event.payload & 0x600f,
+            Vector::DB if hardware => event.payload & 0x680f,
             _ => 0,
         };
         if self.virt.nmi_unblocked_by_iret && event.vector != Vector::DF && self.virt.delivering.is_none() {

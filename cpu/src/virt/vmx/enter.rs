@@ -23,6 +23,8 @@ pub(super) struct Plan {
     /// The EPTP (which VMFUNC changes too) and what it stands for.
     eptp: u64,
     ept: Option<Ept>,
+    /// Bus locks of the guest exit.
+    pub(super) bus_locks: bool,
     /// Controls that are on ask for something to be watched or set up.
     watch: bool,
 }
@@ -44,7 +46,8 @@ impl Cpu {
             || v.pin(pin::PREEMPTION_TIMER)
             || v.secondary(secondary::VIRTUAL_INTERRUPT_DELIVERY | secondary::VIRTUALIZE_APIC_ACCESSES);
         let ept = if v.ept() { Some(self.vmx_ept(eptp)) } else { None };
-        self.virt.vmx.plan = Plan { made: true, vpid, eptp, ept, watch };
+        let bus_locks = self.vmx_secondary(secondary::VMM_BUS_LOCK_DETECTION);
+        self.virt.vmx.plan = Plan { made: true, vpid, eptp, ept, bus_locks, watch };
     }
 
     /// VMLAUNCH or VMRESUME, privilege already checked.
@@ -159,6 +162,7 @@ impl Cpu {
         let injecting = self.virt.vmx.vmcs.get32(Field::ENTRY_INTERRUPTION_INFORMATION) & interruption::VALID != 0;
         let watch = (plan.watch || injecting) && self.vmx_watch_from(now, tsc);
         self.virt.vmx.pause_last = 0;
+        self.monitor.armed = false;
         self.mode_changed();
         let mut bits = if watch { attention::VIRT } else { 0 };
         if self.state.activity != Activity::Active {

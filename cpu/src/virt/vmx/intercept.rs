@@ -63,6 +63,9 @@ impl Cpu {
             I::Mwait { armed } => {
                 self.exit_qualified_if(self.vmx_primary(primary::MWAIT_EXITING), basic::MWAIT, u64::from(armed))
             }
+            I::Umonitor => self.enabled(secondary::USER_WAIT_PAUSE),
+            I::Umwait { register } => self.vmx_user_wait(basic::UMWAIT, register),
+            I::Tpause { register } => self.vmx_user_wait(basic::TPAUSE, register),
             I::Xsetbv => self.exit_if(true, basic::XSETBV),
             I::Xsaves(components) => self.vmx_xsaves(components, basic::XSAVES),
             I::Xrstors(components) => self.vmx_xsaves(components, basic::XRSTORS),
@@ -150,6 +153,17 @@ impl Cpu {
         let mut info = ExitInformation::new(reason);
         // 6:3 destination, 12:11 operand size: 16, 32, 64 bits.
         info.instruction_information = (register as u32) << 3 | (size.trailing_zeros() - 1) << 11;
+        Err(self.vmx_exit_instruction(info))
+    }
+
+    /// UMWAIT and TPAUSE. 6:3 the operand, 12:11 its size (1: 32 bits).
+    fn vmx_user_wait(&mut self, reason: u32, register: u8) -> Exec {
+        self.enabled(secondary::USER_WAIT_PAUSE)?;
+        if !self.vmx_primary(primary::RDTSC_EXITING) {
+            return Ok(());
+        }
+        let mut info = ExitInformation::new(reason);
+        info.instruction_information = (register as u32) << 3 | 1 << 11;
         Err(self.vmx_exit_instruction(info))
     }
 

@@ -5,7 +5,7 @@ use undervisor_mmu::Ept;
 use undervisor_vmx::checks::state::NO_VMCS;
 use undervisor_vmx::controls::{exit, interruption, pin};
 use undervisor_vmx::exit::{Leaving, activity_of, interruptibility_of, load_host, record, save_guest};
-use undervisor_vmx::reason::{abort, basic};
+use undervisor_vmx::reason::{AFTER_BUS_LOCK, abort, basic};
 use undervisor_vmx::{ExitInformation, Field, Memory, msr_area};
 
 use crate::cpu::{Cpu, Stop, attention};
@@ -71,6 +71,9 @@ impl Cpu {
     /// A VM exit: record, save, switch.
     pub(super) fn vmx_exit(&mut self, mut information: ExitInformation, rip: u64, rf: SavedRf) -> Stop {
         self.count();
+        if std::mem::take(&mut self.virt.vmx.bus_lock) {
+            information.reason |= AFTER_BUS_LOCK;
+        }
         let mut flags = self.state.rflags();
         match rf {
             SavedRf::Clear => flags &= !Rflags::RF.bits(),
@@ -117,6 +120,8 @@ impl Cpu {
                 return self.vmx_abort(abort::SAVING_GUEST_MSRS);
             }
         }
+        // Clearing Address-Range Monitoring.
+        self.monitor.armed = false;
         // An NMI exit blocks NMIs; with virtual NMIs nothing else does.
         let nmi_exit = information.reason == basic::EXCEPTION_OR_NMI
             && interruption::kind(information.interruption_information) == interruption::NMI;
@@ -129,7 +134,7 @@ impl Cpu {
 
     fn vmx_leaving(&mut self, information: &ExitInformation, rip: u64, rflags: u64) -> Leaving {
         let s = &self.state;
-        let mut pending = s.pending_debug & 0x400f;
+        let mut pending = s.pending_debug & 0x480f;
         if pending & 0xf != 0 {
             pending |= 1 << 12;
         }

@@ -50,6 +50,8 @@ pub struct VmxSeam {
     timer: Option<u64>,
     /// Level-0 page of the APIC-access page while accesses to it are virtualized; else [`NO_VMCS`], which is no page.
     pub apic_access_page: u64,
+    /// The instruction in flight or just completed has asserted a bus lock, which the VMM wants to know.
+    bus_lock: bool,
     /// Last PAUSE of the loop being watched, and the first (in TSC ticks).
     pause_last: u64,
     pause_first: u64,
@@ -75,6 +77,7 @@ impl Default for VmxSeam {
             mtf_since: None,
             timer: None,
             apic_access_page: NO_VMCS,
+            bus_lock: false,
             pause_last: 0,
             pause_first: 0,
             writes: None,
@@ -209,13 +212,10 @@ impl Cpu {
                 }
             }
             0x48 if self.virt.guest && self.virt.vmx.vmcs.tertiary(tertiary::VIRTUALIZE_SPEC_CTRL) => {
-                if value & !7 != 0 {
-                    return Err(self.gp(0));
-                }
-                let v = &mut self.virt.vmx.vmcs;
-                let mask = v.get(Field::SPEC_CTRL_MASK);
-                v.put(Field::SPEC_CTRL_SHADOW, value);
-                self.state.msrs.spec_ctrl = self.state.msrs.spec_ctrl & mask | value & !mask;
+                // What the mask protects stays; what is then written can be refused as any value.
+                let mask = self.virt.vmx.vmcs.get(Field::SPEC_CTRL_MASK);
+                self.set_spec_ctrl(self.state.msrs.spec_ctrl & mask | value & !mask)?;
+                self.virt.vmx.vmcs.put(Field::SPEC_CTRL_SHADOW, value);
                 Ok(true)
             }
             _ => Ok(false),
@@ -233,6 +233,40 @@ impl Cpu {
             tsc
         };
         scaled.wrapping_add(v.get(Field::TSC_OFFSET))
+    }
+
+    /// Ticks of the processor's own TSC that a wait takes which the guest wants to take `delay` ticks of its own (SDM vol. 3, Changes
+    /// to Instruction Behavior in VMX Non-Root Operation: TPAUSE, UMWAIT).
+    pub(super) fn vmx_physical_delay(&self, delay: u64) -> u64 {
+        let v = &self.virt.vmx.vmcs;
+        if !v.primary(primary::TSC_OFFSETTING) || !v.secondary(secondary::TSC_SCALING) {
+            return delay;
+        }
+        let multiplier = v.get(Field::TSC_MULTIPLIER).max(1) as u128;
+        u64::try_from(((delay as u128) << 48) / multiplier).unwrap_or(u64::MAX)
+    }
+
+    /// Whether an MWAIT that masked interrupts are to end does not wait at all (the same section: MWAIT).
+    pub(super) fn vmx_masked_wait_is_over(&mut self) -> bool {
+        if self.vmx_primary(primary::INTERRUPT_WINDOW_EXITING) {
+            return true;
+        }
+        let shared = self.shared.clone();
+        self.vmx_secondary(secondary::VIRTUAL_INTERRUPT_DELIVERY) && self.vmx_apic(&shared).interrupt_pending()
+    }
+
+    /// Whether the guest that runs is one whose bus locks exit.
+    #[inline]
+    pub(crate) fn vmx_detects_bus_locks(&self) -> bool {
+        self.virt.guest && self.virt.vmx.plan.bus_locks
+    }
+
+    /// The instruction in flight has asserted a bus lock.
+    pub(crate) fn vmx_bus_locked(&mut self) {
+        if self.vmx_detects_bus_locks() {
+            self.virt.vmx.bus_lock = true;
+            self.attend(crate::cpu::attention::VIRT);
+        }
     }
 
     // ---- NMIs --------------------------------------------------------------------------------------------------------------

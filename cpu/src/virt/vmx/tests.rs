@@ -484,3 +484,115 @@ fn a20m_mode_and_vmx_operation_exclude_each_other() {
     cpu.a20_changed();
     assert!(cpu.translations.a20.masks);
 }
+
+/// The richest model instead of the usual one.
+fn maximal(cpu: &mut Cpu) {
+    cpu.model = Rc::new(Model::max_intel());
+    cpu.virt.vmx.capabilities = None;
+}
+
+/// A guest whose TSC runs at twice the rate waits half as long.
+#[test]
+fn tpause_waits_in_ticks_of_the_guest() {
+    let cpu = launch(
+        |c| {
+            maximal(c);
+            let v = &mut c.virt.vmx.vmcs;
+            v.set(Field::PRIMARY_CONTROLS, v.get(Field::PRIMARY_CONTROLS) | primary::TSC_OFFSETTING as u64);
+            v.set(Field::PRIMARY_CONTROLS, v.get(Field::PRIMARY_CONTROLS) | primary::SECONDARY_CONTROLS as u64);
+            v.set(Field::SECONDARY_CONTROLS, (secondary::USER_WAIT_PAUSE | secondary::TSC_SCALING) as u64);
+            v.set(Field::TSC_OFFSET, 1_000_000);
+            v.set(Field::TSC_MULTIPLIER, 2 << 48);
+        },
+        |a| {
+            a.rdtsc()?;
+            a.add(eax, 4000)?;
+            a.xor(ecx, ecx)?;
+            a.tpause(ecx)?;
+            a.cpuid()
+        },
+    );
+    assert!(cpu.virt.guest);
+    // 4000 ticks of the guest are 2000 of the processor's, and those 1000 units of time from the RDTSC on.
+    let wait = cpu.next_deadline() - cpu.now();
+    assert!((985..=1000).contains(&wait), "{wait}");
+}
+
+/// With an interrupt window to be told of, a wait that masked interrupts would end is none; and exits disarm the monitor.
+#[test]
+fn mwait_does_not_wait_for_what_the_hypervisor_waits_for() {
+    let guest = |a: &mut CodeAssembler| {
+        a.mov(eax, 0x5000)?;
+        a.xor(ecx, ecx)?;
+        a.xor(edx, edx)?;
+        a.monitor()?;
+        a.xor(eax, eax)?;
+        a.inc(ecx)?;
+        a.mwait()?;
+        a.cpuid()
+    };
+    let cpu = launch(
+        |c| {
+            let v = &mut c.virt.vmx.vmcs;
+            v.set(Field::PRIMARY_CONTROLS, v.get(Field::PRIMARY_CONTROLS) | primary::INTERRUPT_WINDOW_EXITING as u64);
+        },
+        guest,
+    );
+    exited(&cpu, basic::CPUID);
+    assert!(!cpu.monitor.armed);
+    assert!(launch(|_| {}, guest).virt.guest);
+}
+
+/// MOV DR exits before CPL and CR4.DE are looked at.
+#[test]
+fn mov_dr_exits_before_it_faults() {
+    let cpu = launch(
+        |c| {
+            let v = &mut c.virt.vmx.vmcs;
+            v.set(Field::PRIMARY_CONTROLS, v.get(Field::PRIMARY_CONTROLS) | primary::MOV_DR_EXITING as u64);
+            v.set(Field::GUEST_CR4, v.get(Field::GUEST_CR4) | 8);
+            // MOV RBX, DR4 at CPL 3.
+            v.set(Field::GUEST_CS_SELECTOR, 11);
+            v.set(Field::GUEST_SS_SELECTOR, 19);
+            v.set(Field::GUEST_CS_ACCESS, 0xa0fb);
+            v.set(Field::GUEST_SS_ACCESS, 0xc0f3);
+        },
+        |a| a.db(&[0x0f, 0x21, 0xe3]),
+    );
+    exited(&cpu, basic::MOV_DR);
+    assert_eq!(field(&cpu, Field::EXIT_QUALIFICATION), 4 | 1 << 4 | 3 << 8);
+}
+
+/// Writes of the guest go to the shadow whole, and to the register through the mask, which can hide what would be refused.
+#[test]
+fn spec_ctrl_is_written_through_its_mask() {
+    use undervisor_vmx::controls::tertiary;
+    let run = |value: u32| {
+        launch(
+            |c| {
+                maximal(c);
+                c.state.msrs.spec_ctrl = 1;
+                let v = &mut c.virt.vmx.vmcs;
+                v.set(Field::PRIMARY_CONTROLS, v.get(Field::PRIMARY_CONTROLS) | primary::TERTIARY_CONTROLS as u64);
+                v.set(Field::PRIMARY_CONTROLS, v.get(Field::PRIMARY_CONTROLS) | primary::MSR_BITMAPS as u64);
+                v.set(Field::MSR_BITMAPS, BITMAP);
+                v.set(Field::TERTIARY_CONTROLS, tertiary::VIRTUALIZE_SPEC_CTRL);
+                v.set(Field::SPEC_CTRL_MASK, 1 | 1 << 9);
+                v.set(Field::EXCEPTION_BITMAP, 1 << 13);
+            },
+            |a| {
+                a.mov(ecx, 0x48)?;
+                a.xor(edx, edx)?;
+                a.mov(eax, value)?;
+                a.wrmsr()?;
+                a.cpuid()
+            },
+        )
+    };
+    let cpu = run(4 | 1 << 9);
+    exited(&cpu, basic::CPUID);
+    assert_eq!((cpu.state.msrs.spec_ctrl, field(&cpu, Field::SPEC_CTRL_SHADOW)), (5, 4 | 1 << 9));
+    let cpu = run(1 << 8);
+    exited(&cpu, basic::EXCEPTION_OR_NMI);
+    assert_eq!((cpu.state.msrs.spec_ctrl, field(&cpu, Field::SPEC_CTRL_SHADOW)), (1, 0));
+}
