@@ -156,7 +156,7 @@ impl Builder {
         LOAD + self.bytes.len() as u64
     }
 
-    fn align(&mut self, to: usize) {
+    pub fn align(&mut self, to: usize) {
         self.bytes.resize(self.bytes.len().next_multiple_of(to), 0);
     }
 

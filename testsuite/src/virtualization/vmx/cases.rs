@@ -3,8 +3,8 @@
 
 use iced_x86::code_asm::*;
 use undervisor_vmx::Field as F;
-use undervisor_vmx::controls::{exit, pin, primary, secondary};
-use undervisor_vmx::reason::{ENTRY_FAILURE, basic};
+use undervisor_vmx::controls::{entry, exit, pin, primary, secondary};
+use undervisor_vmx::reason::{AFTER_BUS_LOCK, ENTRY_FAILURE, basic};
 
 use super::super::case::Build;
 use super::super::image::*;
@@ -16,8 +16,6 @@ pub const UNREACHABLE: &[(u32, &str)] = &[
     (basic::GETSEC, "no model has SMX: CR4.SMXE cannot be set, and GETSEC is #UD"),
     (basic::RSM, "outside of SMM, where no VMX guest is, RSM is #UD"),
     (basic::MACHINE_CHECK, "the machine has no machine checks"),
-    (basic::TPAUSE, "no model has WAITPKG, nor the control for it"),
-    (basic::UMWAIT, "no model has WAITPKG, nor the control for it"),
     (basic::XSAVES, "no model has a state component that IA32_XSS governs"),
     (basic::XRSTORS, "no model has a state component that IA32_XSS governs"),
 ];
@@ -39,6 +37,9 @@ pub fn all() -> Vec<Case> {
     out.extend(registers());
     out.extend(ports());
     out.extend(apic());
+    out.extend(waits());
+    out.extend(locks());
+    out.extend(timeouts());
     out.extend(ept());
     out.extend(delivery());
     out.extend(tasks());
@@ -458,6 +459,177 @@ fn registers() -> Vec<Case> {
     ]
 }
 
+/// UMWAIT and TPAUSE: 6:3 the operand, 12:11 its size, which is 32 bits.
+fn waits() -> Vec<Case> {
+    let wait = |name, reason, length, register: u64, code: Code| {
+        Case::new(name, reason, code)
+            .secondary(secondary::USER_WAIT_PAUSE)
+            .primary(primary::RDTSC_EXITING)
+            .length(length)
+            .want_bits("information", register << 3 | 1 << 11, 0xf << 3 | 3 << 11)
+    };
+    let undefined = |name, code: Code| exception(name, 6, HARDWARE, code);
+    vec![
+        wait("tpause", basic::TPAUSE, 4, 3, |g| {
+            // What the operand says is not looked at before the exit.
+            g.a.mov(ebx, -1)?;
+            g.here()?;
+            g.a.tpause(ebx)
+        }),
+        wait("umwait", basic::UMWAIT, 5, 9, |g| {
+            g.a.nop()?;
+            g.here()?;
+            g.a.umwait(r9d)
+        }),
+        undefined("tpause-undefined", |g| g.a.tpause(ecx)),
+        undefined("umwait-undefined", |g| g.a.umwait(ecx)),
+        undefined("umonitor-undefined", |g| g.a.umonitor(rcx)),
+        // CR4.TSD comes before the exit.
+        exception("tpause-tsd", 13, HARDWARE | WITH_CODE, |g| g.a.tpause(ecx))
+            .secondary(secondary::USER_WAIT_PAUSE)
+            .primary(primary::RDTSC_EXITING)
+            .field(F::GUEST_CR4, super::hypervisor::CR4 | 4)
+            .at_user_level()
+            .want("error", 0),
+        exception("umwait-reserved", 13, HARDWARE | WITH_CODE, |g| {
+            g.a.mov(ecx, 2)?;
+            g.here()?;
+            g.a.umwait(ecx)
+        })
+        .secondary(secondary::USER_WAIT_PAUSE)
+        .want("error", 0),
+        // A wait that the timer ends is over: the next instruction is next.
+        Case::new("preemption-timer-tpause", basic::PREEMPTION_TIMER, |g| {
+            g.a.mov(eax, -1)?;
+            g.a.mov(edx, 0x7fff_ffff)?;
+            g.a.tpause(ecx)?;
+            g.here()
+        })
+        .secondary(secondary::USER_WAIT_PAUSE)
+        .pin(pin::PREEMPTION_TIMER)
+        .field(F::PREEMPTION_TIMER_VALUE, 100)
+        .want("activity", 0),
+    ]
+}
+
+/// Bus locks: exits after the instruction, and other exits after one, whose reason has bit 26 set.
+fn locks() -> Vec<Case> {
+    let lock =
+        |name, code: Code| Case::new(name, basic::BUS_LOCK | AFTER_BUS_LOCK, code).secondary(secondary::VMM_BUS_LOCK_DETECTION);
+    let uncacheable = |case: Case, page| case.secondary(secondary::EPT).poke(nested_entry(page), page | 7);
+    vec![
+        // The first does not cross a line.
+        lock("bus-lock-split", |g| {
+            g.a.mov(edi, SCRATCH as u32 + 0x3c)?;
+            g.a.lock().inc(dword_ptr(rdi))?;
+            g.a.lock().add(qword_ptr(rdi), 1)?;
+            g.here()
+        }),
+        lock("bus-lock-exchange", |g| {
+            g.a.mov(edi, SCRATCH as u32 + 0x7f)?;
+            g.a.xchg(word_ptr(rdi), ax)?;
+            g.here()
+        }),
+        uncacheable(
+            lock("bus-lock-uncacheable", |g| {
+                g.a.mov(edi, SPECIAL as u32)?;
+                g.a.mov(dword_ptr(rdi), eax)?;
+                g.a.lock().cmpxchg(dword_ptr(rdi), ecx)?;
+                g.here()
+            }),
+            SPECIAL,
+        ),
+        // With OS bus-lock detection (IA32_DEBUGCTL bit 2) a #DB is pending: bit 11.
+        lock("bus-lock-pending-debug", |g| {
+            g.a.mov(edi, SCRATCH as u32 + 0x3f)?;
+            g.a.lock().bts(word_ptr(rdi), 3)?;
+            g.here()
+        })
+        .entry(entry::LOAD_DEBUG_CONTROLS)
+        .field(F::GUEST_DEBUGCTL, 4)
+        .at_user_level()
+        .want("pending", 1 << 11),
+        exception("exception-db-bus-lock", 1, HARDWARE, |g| {
+            g.a.mov(edi, SCRATCH as u32 + 0x3f)?;
+            g.a.lock().not(word_ptr(rdi))?;
+            g.here()
+        })
+        .entry(entry::LOAD_DEBUG_CONTROLS)
+        .field(F::GUEST_DEBUGCTL, 4)
+        .at_user_level()
+        .qualification(1 << 11),
+        // One that is pending at the entry.
+        exception("exception-db-bus-lock-pending", 1, HARDWARE, |g| g.a.nop())
+            .field(F::GUEST_PENDING_DEBUG, 1 << 11)
+            .qualification(1 << 11),
+        // The delivery of the interrupt window's exit is below it, and so is INIT.
+        lock("bus-lock-first", |g| {
+            g.a.mov(edi, SCRATCH as u32 + 0x3f)?;
+            g.a.sti()?;
+            g.a.lock().neg(word_ptr(rdi))?;
+            g.here()
+        })
+        .primary(primary::INTERRUPT_WINDOW_EXITING),
+        uncacheable(
+            with_registers(Case::new("apic-write-bus-lock", basic::APIC_WRITE | AFTER_BUS_LOCK, |g| {
+                g.a.mov(edi, APIC_PAGE as u32 + 0x320)?;
+                g.a.mov(eax, 0x1_0040)?;
+                g.a.xchg(dword_ptr(rdi), eax)?;
+                g.here()
+            }))
+            .secondary(secondary::VMM_BUS_LOCK_DETECTION)
+            .qualification(0x320),
+            APIC_PAGE,
+        ),
+    ]
+}
+
+/// The delivery of events that never ends. What of it the exit finds, the manual leaves open: it is not compared.
+fn timeouts() -> Vec<Case> {
+    let timeout = |name, ticks, code: Code| {
+        Case::new(name, basic::INSTRUCTION_TIMEOUT, code)
+            .secondary(secondary::INSTRUCTION_TIMEOUT)
+            .field(F::INSTRUCTION_TIMEOUT_CONTROL, ticks)
+            .want_bits("qualification", 0, 1)
+            .want_bits("vectoring", 0, 0)
+    };
+    vec![
+        // #DB: the frame of each hits the data breakpoint that causes the next.
+        timeout("instruction-timeout-db", 1000, |g| {
+            g.a.mov(rax, qword_ptr(GUEST_IDT + 16))?;
+            g.a.bts(rax, 32)?;
+            g.a.mov(qword_ptr(SCRATCH + 16), rax)?;
+            g.a.mov(rax, qword_ptr(GUEST_IDT + 24))?;
+            g.a.mov(qword_ptr(SCRATCH + 24), rax)?;
+            g.a.mov(edi, SPECIAL as u32 + 0x7f8)?;
+            g.a.mov(dr0, rdi)?;
+            g.a.mov(eax, 0x9_0402)?;
+            g.a.mov(dr7, rax)?;
+            g.a.int1()
+        })
+        .field(F::GUEST_IDTR_BASE, SCRATCH)
+        .poke(TSS_64 + 0x24, SPECIAL + 0x800)
+        .want_bits("rip", 0, 0),
+        // #AC: the handler, at CPL 3 too, has the stack whose misalignment it is about.
+        timeout("instruction-timeout-ac", 0, |g| {
+            g.a.nop()?;
+            g.here()?;
+            g.a.mov(eax, dword_ptr(esp))
+        })
+        .legacy()
+        .at_user_level()
+        .field(F::GUEST_CS_ACCESS, 0xc0fb)
+        .field(F::GUEST_CS_SELECTOR, CODE_32 as u64 | 3)
+        .field(F::GUEST_CR0, super::hypervisor::CR0 | 1 << 18)
+        .field(F::GUEST_RFLAGS, 0x4_0002)
+        .field(F::GUEST_RSP, GUEST_STACK + 1)
+        .field(F::GUEST_GDTR_BASE, SPECIAL)
+        .poke(SPECIAL + 8, 0x00cf_9f00_0000_ffff)
+        .field(F::GUEST_IDTR_BASE, SCRATCH)
+        .poke(SCRATCH + 8 * 17, 0x8e00 << 32 | 8 << 16),
+    ]
+}
+
 /// I/O: 2:0 size − 1, 3 IN, 4 string, 5 REP, 6 immediate, 31:16 the port. Instruction information of INS and OUTS: 9:7 the address
 /// size, 17:15 the segment (undefined for INS).
 fn ports() -> Vec<Case> {
@@ -530,18 +702,20 @@ fn page(name: &str, qualification: u64, code: Code) -> Case {
         .qualification(qualification)
 }
 
+/// With the registers of the APIC-access page virtualized.
+fn with_registers(case: Case) -> Case {
+    case.primary(primary::TPR_SHADOW)
+        .pin(pin::EXTERNAL_INTERRUPT_EXITING)
+        .secondary(
+            secondary::VIRTUALIZE_APIC_ACCESSES
+                | secondary::APIC_REGISTER_VIRTUALIZATION
+                | secondary::VIRTUAL_INTERRUPT_DELIVERY,
+        )
+        .field(F::APIC_ACCESS_ADDRESS, APIC_PAGE)
+}
+
 /// APIC virtualization.
 fn apic() -> Vec<Case> {
-    let registers = |case: Case| {
-        case.primary(primary::TPR_SHADOW)
-            .pin(pin::EXTERNAL_INTERRUPT_EXITING)
-            .secondary(
-                secondary::VIRTUALIZE_APIC_ACCESSES
-                    | secondary::APIC_REGISTER_VIRTUALIZATION
-                    | secondary::VIRTUAL_INTERRUPT_DELIVERY,
-            )
-            .field(F::APIC_ACCESS_ADDRESS, APIC_PAGE)
-    };
     vec![
         page("apic-read", 0x80, |g| {
             g.a.mov(edi, APIC_PAGE as u32 + 0x80)?;
@@ -571,7 +745,7 @@ fn apic() -> Vec<Case> {
         .primary(primary::TPR_SHADOW)
         .field(F::TPR_THRESHOLD, 4)
         .poke(VIRTUAL_APIC + 0x80, 0x50),
-        registers(Case::new("virtualized-eoi", basic::VIRTUALIZED_EOI, |g| {
+        with_registers(Case::new("virtualized-eoi", basic::VIRTUALIZED_EOI, |g| {
             g.a.mov(edi, APIC_PAGE as u32 + 0xb0)?;
             g.a.mov(dword_ptr(rdi), eax)?;
             g.here()
@@ -580,7 +754,7 @@ fn apic() -> Vec<Case> {
         .field(F::EOI_EXIT_BITMAP_1, 1 << 0x11)
         .poke(VIRTUAL_APIC + 0x120, 1 << 0x11)
         .qualification(0x51),
-        registers(Case::new("apic-write-emulated", basic::APIC_WRITE, |g| {
+        with_registers(Case::new("apic-write-emulated", basic::APIC_WRITE, |g| {
             g.a.mov(edi, APIC_PAGE as u32 + 0x320)?;
             g.a.mov(dword_ptr(rdi), 0x1_0040)?;
             g.here()

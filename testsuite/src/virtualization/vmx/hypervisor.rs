@@ -1,5 +1,6 @@
 //! The hypervisor for Intel: VMXON once; for each case a fresh VMCS, VMLAUNCH, and a line with what the exit says.
 
+use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use undervisor_vmx::Field as F;
 use undervisor_vmx::controls::{entry, exit, pin, primary};
@@ -109,6 +110,9 @@ fn own() -> Vec<(F, u64)> {
     f
 }
 
+/// In the first of a record's controls: the entry is to be made from 32-bit mode.
+pub const LEGACY_HOST: u64 = 1 << 32;
+
 /// CR0 and CR4 of the hypervisor, as its entry sets them.
 pub const CR0: u64 = 0x8001_0033;
 pub const CR4: u64 = 0x4_2620;
@@ -144,6 +148,7 @@ pub fn write(a: &mut CodeAssembler, c: &mut Common, b: &mut Builder, cases: u64,
     a.imul_3(edx, edx, 0xc)?;
     a.mov(qword_ptr(TRUE_MSRS), rdx)?;
     let pointers = b.words([VMXON_REGION, VMCS_REGION]);
+    let excursion = legacy_entry(b, pointers)?;
     // A descriptor for INVEPT of everything.
     let everything = b.words([0, 0]);
     a.vmxon(qword_ptr(pointers))?;
@@ -157,6 +162,7 @@ pub fn write(a: &mut CodeAssembler, c: &mut Common, b: &mut Builder, cases: u64,
     let common = pairs(b, base());
     let (mut set, mut next, mut set_done) = (a.create_label(), a.create_label(), a.create_label());
     let (mut own, mut enter) = (a.create_label(), a.create_label());
+    let (mut legacy, mut back, mut report) = (a.create_label(), a.create_label(), a.create_label());
     a.mov(r8d, common as u32)?;
     a.xor(r9d, r9d)?;
     a.jmp(set)?;
@@ -228,19 +234,41 @@ pub fn write(a: &mut CodeAssembler, c: &mut Common, b: &mut Builder, cases: u64,
     a.jmp(set)?;
 
     a.set_label(&mut enter)?;
+    a.mov(rax, record(CONTROLS))?;
+    a.bt(rax, LEGACY_HOST.trailing_zeros())?;
+    a.jc(legacy)?;
     c.clear_registers(a)?;
     a.xor(eax, eax)?;
     a.vmlaunch()?;
     a.jc(failed)?;
-    c.say(a, b, " fail=")?;
     a.mov(ecx, encoding(F::INSTRUCTION_ERROR))?;
-    a.vmread(rax, rcx)?;
+    a.vmread(rdi, rcx)?;
+    a.set_label(&mut report)?;
+    c.say(a, b, " fail=")?;
+    a.mov(eax, edi)?;
     a.call(c.hex)?;
     c.say(a, b, "\n")?;
     a.jmp(c.end_case)?;
     a.set_label(&mut failed)?;
     c.say(a, b, " fail=invalid\n")?;
     a.jmp(c.end_case)?;
+    // PG is fixed to one in VMX operation: the VMCS goes to memory, and with it through another VMXON in 32-bit mode.
+    a.set_label(&mut legacy)?;
+    a.vmclear(qword_ptr(pointers + 8))?;
+    a.vmxoff()?;
+    a.lea(rbp, ptr(back))?;
+    a.push(CODE_32 as i32)?;
+    a.push(excursion as i32)?;
+    // RETFQ.
+    a.db(&[0x48, 0xcb])?;
+    a.set_label(&mut back)?;
+    a.mov(esp, STACK as u32)?;
+    a.vmxon(qword_ptr(pointers))?;
+    a.vmptrld(qword_ptr(pointers + 8))?;
+    // Flags of the VMLAUNCH in EBX, the error number in EDI.
+    a.bt(ebx, 0)?;
+    a.jc(failed)?;
+    a.jmp(report)?;
     a.set_label(&mut skip)?;
     c.say(a, b, " skipped\n")?;
     a.jmp(c.end_case)?;
@@ -259,4 +287,51 @@ pub fn write(a: &mut CodeAssembler, c: &mut Common, b: &mut Builder, cases: u64,
     c.say(a, b, "\n")?;
     a.jmp(c.end_case)?;
     c.finish(a, b)
+}
+
+/// 32-bit code that leaves IA-32e mode, makes the entry, and comes back to 64-bit code at EBP. `pointers`: to the VMXON region and to
+/// the VMCS. Where it lies.
+fn legacy_entry(b: &mut Builder, pointers: u64) -> Result<u64, IcedError> {
+    // PAE page-directory-pointer entries have neither R/W nor U/S.
+    b.align(32);
+    let tables = b.words([(TABLES + 0x2000) | 1, 0, 0, (TABLES + 0x3000) | 1]);
+    let mut a = CodeAssembler::new(32)?;
+    let paging = |a: &mut CodeAssembler, on: bool| -> R {
+        a.mov(eax, cr0)?;
+        if on {
+            a.or(eax, i32::MIN)?
+        } else {
+            a.and(eax, i32::MAX)?
+        }
+        a.mov(cr0, eax)
+    };
+    let mode = |a: &mut CodeAssembler, tables: u64, long: bool| -> R {
+        paging(a, false)?;
+        a.mov(ecx, 0xc000_0080u32)?;
+        a.rdmsr()?;
+        if long {
+            a.or(eax, 0x100)?
+        } else {
+            a.and(eax, !0x100)?
+        }
+        a.wrmsr()?;
+        a.mov(eax, tables as u32)?;
+        a.mov(cr3, eax)?;
+        paging(a, true)
+    };
+    mode(&mut a, tables, false)?;
+    a.vmxon(qword_ptr(pointers as u32))?;
+    a.vmptrld(qword_ptr(pointers as u32 + 8))?;
+    a.vmlaunch()?;
+    a.pushfd()?;
+    a.pop(ebx)?;
+    a.mov(ecx, encoding(F::INSTRUCTION_ERROR))?;
+    a.vmread(edi, ecx)?;
+    a.vmclear(qword_ptr(pointers as u32 + 8))?;
+    a.vmxoff()?;
+    mode(&mut a, TABLES, true)?;
+    a.push(CODE_64 as u32)?;
+    a.push(ebp)?;
+    a.retf()?;
+    Ok(b.code(&mut a)?.inner.rip)
 }

@@ -8,6 +8,7 @@ use undervisor_vmx::Field as F;
 use undervisor_vmx::controls::primary;
 
 use super::case::{Build, Guest};
+use super::common::CONTROLS;
 use super::image::*;
 use super::{Row, Want};
 
@@ -28,10 +29,12 @@ pub struct Case {
     pub reason: u32,
     controls: Controls,
     ia32e: bool,
+    /// The entry is made from 32-bit protected mode with PAE paging, and must fail.
+    legacy_host: bool,
 }
 
 pub use cases::{UNREACHABLE, all};
-pub use checks::{NOT_IN_64_BIT_MODE, all as all_checks};
+pub use checks::all as all_checks;
 
 impl Build for Case {
     type Field = F;
@@ -44,7 +47,8 @@ impl Build for Case {
 impl Case {
     /// A case for a basic exit reason whose guest is `code`.
     fn new(name: impl Into<String>, reason: u32, code: Code) -> Case {
-        let case = Case { guest: Guest::new(name, code), reason, controls: Controls::default(), ia32e: true };
+        let case =
+            Case { guest: Guest::new(name, code), reason, controls: Controls::default(), ia32e: true, legacy_host: false };
         case.want("reason", reason as u64)
     }
 
@@ -64,11 +68,23 @@ impl Case {
         self.controls.exit |= bits;
         self
     }
+    fn entry(mut self, bits: u32) -> Case {
+        self.controls.entry |= bits;
+        self
+    }
     fn qualification(self, value: u64) -> Case {
         self.want("qualification", value)
     }
     fn length(self, value: u64) -> Case {
         self.want("length", value)
+    }
+
+    /// The guest runs at CPL 3, from 64-bit code unless it changes CS.
+    fn at_user_level(self) -> Case {
+        (0..6)
+            .fold(self, |case, n| case.field(F::GUEST_ES_ACCESS.plus(n), if n == 1 { 0xa0fb } else { 0xc0f3 }))
+            .field(F::GUEST_CS_SELECTOR, CODE_64 as u64 | 3)
+            .field(F::GUEST_SS_SELECTOR, DATA as u64 | 3)
     }
 
     /// The guest runs in 32-bit protected mode with paging.
@@ -96,6 +112,7 @@ impl Case {
         let controls = [pin | c.pin, primary | c.primary, exit | c.exit, entry | c.entry, secondary | c.secondary];
         let mut record = vec![placed.name, placed.entry];
         record.extend(controls.iter().map(|&w| w as u64));
+        record[CONTROLS as usize] |= u64::from(self.legacy_host) * hypervisor::LEGACY_HOST;
         record.extend([fields, placed.pokes]);
         let mut expected = self.guest.expectations(placed.at, |_, at| Want::is(at));
         // A failed entry changes only the reason and the qualification.
