@@ -227,7 +227,7 @@ impl Cpu {
             branches::plan(&mut b, insn, index, lands);
             let joins = |at: usize, next: &Instruction| !breaks_at(at) && !counted(at) && self.model().allows(next);
             let next = insns.get(index + 1).filter(|next| joins(index + 1, next));
-            let cx = Context { live: live[index], next };
+            let cx = Context { live: live[index], next, amd: self.is_amd() };
             ended = self.plan(&mut b, insn, index, general, &cx);
         }
         if second_page.is_some() && at <= room {

@@ -1,7 +1,6 @@
 //! Bit test, scan and count; BMI1 and the rest of BMI2 (SDM vol. 2).
 
 use iced_x86::{Instruction, Mnemonic as M, OpKind};
-use undervisor_core::Vendor;
 
 use crate::cpu::{Cpu, Exec};
 use crate::exec::int_math::{self as math, AF, CF, OF, PF, SF, STATUS, ZF, ones, szp};
@@ -79,7 +78,7 @@ fn btc(cpu: &mut Cpu, insn: &Instruction) -> Exec {
 }
 
 /// BSF and BSR. A zero source leaves the destination alone (all 64 bits of it) on every recent processor. Of the undefined
-/// flags AMD keeps all; Intel clears them but for PF, which is that of the result.
+/// flags recent processors of both vendors clear all but PF, which is that of the result.
 fn scan(cpu: &mut Cpu, insn: &Instruction, f: fn(u64) -> u64) -> Exec {
     let source = cpu.operand(insn, 1)?;
     let mut result = source;
@@ -88,10 +87,7 @@ fn scan(cpu: &mut Cpu, insn: &Instruction, f: fn(u64) -> u64) -> Exec {
         cpu.set_gpr(insn.op0_register(), result);
     }
     let zero = if source == 0 { ZF } else { 0 };
-    match cpu.model.vendor {
-        Vendor::Amd => cpu.state.set_status(ZF, zero),
-        Vendor::Intel => cpu.state.set_status(STATUS, zero | math::pf(result as u8) & PF),
-    }
+    cpu.state.set_status(STATUS, zero | math::pf(result as u8) & PF);
     Ok(())
 }
 

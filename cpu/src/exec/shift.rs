@@ -1,7 +1,6 @@
 //! Shifts and rotates, BMI2's among them (SDM vol. 2: SAL/SAR/SHL/SHR, RCL/RCR/ROL/ROR, SHLD, SHRD, SARX/SHLX/SHRX, RORX).
 
 use iced_x86::{Instruction, Mnemonic as M};
-use undervisor_core::Vendor;
 
 use crate::cpu::{Cpu, Exec};
 use crate::exec::int_math::{self as math, Outcome};
@@ -64,14 +63,20 @@ fn rcr(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     shift(cpu, insn, math::rcr)
 }
 fn shld(cpu: &mut Cpu, insn: &Instruction) -> Exec {
-    let amd = cpu.model.vendor == Vendor::Amd;
-    let source = cpu.gpr(insn.op1_register());
-    shift(cpu, insn, |v, n, bits, _| math::shld(v, source, if amd { source } else { v }, n, bits))
+    double_shift(cpu, insn, math::shld)
 }
 fn shrd(cpu: &mut Cpu, insn: &Instruction) -> Exec {
-    let amd = cpu.model.vendor == Vendor::Amd;
+    double_shift(cpu, insn, math::shrd)
+}
+
+/// SHLD and SHRD. AF is undefined: AMD's processors set it, Intel's clear it.
+fn double_shift(cpu: &mut Cpu, insn: &Instruction, f: fn(u64, u64, u64, u32, u32) -> Outcome) -> Exec {
+    let amd = cpu.is_amd();
     let source = cpu.gpr(insn.op1_register());
-    shift(cpu, insn, |v, n, bits, _| math::shrd(v, source, if amd { source } else { v }, n, bits))
+    shift(cpu, insn, |v, n, bits, _| {
+        let outcome = f(v, source, if amd { source } else { v }, n, bits);
+        Outcome { flags: outcome.flags | if amd { math::AF } else { 0 }, ..outcome }
+    })
 }
 
 /// BMI2 shifts: three operands, no flags.

@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use undervisor_core::flags::parity;
 use undervisor_core::regs::{RAX, RDX};
 use undervisor_core::{FlagKind, Rflags};
 
@@ -32,7 +33,7 @@ fn widening<T: Int>(a: u64, b: u64, signed: bool) -> (u64, u64) {
 fn multiply_flags<T: Int>(cpu: &mut Cpu, low: u64, overflow: bool) {
     let sf = (low >> (T::BITS - 1) & 1) << 7;
     let both = if overflow { CF | OF } else { 0 };
-    cpu.state.set_all_status(both | sf | undervisor_core::flags::parity(low as u8));
+    cpu.state.set_all_status(both | sf | parity(low as u8));
 }
 
 /// Two- and three-operand IMUL: `a` = `X` × `Y`. `F`: keep flags.
@@ -224,8 +225,8 @@ impl<T: Int, S: Source, const K: u8> Hot for Count<T, S, K> {
         let (r, mask, flags) = match K {
             // With a zero source the destination stays as it is, as on every processor that matters.
             count::BSF | count::BSR if v == 0 => (None, STATUS, ZF | Rflags::PF.bits()),
-            count::BSF => (Some(tz), STATUS, 0),
-            count::BSR => (Some(bits - 1 - lz), STATUS, 0),
+            count::BSF => (Some(tz), STATUS, parity(tz as u8)),
+            count::BSR => (Some(bits - 1 - lz), STATUS, parity((bits - 1 - lz) as u8)),
             count::TZCNT => (Some(tz), CF | ZF, u64::from(v == 0) | u64::from(tz == 0) << 6),
             count::LZCNT => (Some(lz), CF | ZF, u64::from(v == 0) | u64::from(lz == 0) << 6),
             _ => (Some(v.count_ones() as u64), STATUS, u64::from(v == 0) << 6),

@@ -107,7 +107,8 @@ impl<T: Int, S: Source> Hot for RorX<T, S> {
     }
 }
 
-/// SHLD (`RIGHT` false) or SHRD of register `a` by register `b`, count in `C`, for 32 and 64 bits.
+/// SHLD (`RIGHT` false) or SHRD of register `a` by register `b`, count in `C`, for 32 and 64 bits. `extra`: AF, which is undefined and
+/// differs between the vendors.
 pub struct DoubleShift<T, C, const RIGHT: bool>(PhantomData<(T, C)>);
 
 impl<T: Int, C: Source, const RIGHT: bool> Hot for DoubleShift<T, C, RIGHT> {
@@ -123,15 +124,19 @@ impl<T: Int, C: Source, const RIGHT: bool> Hot for DoubleShift<T, C, RIGHT> {
         let a = cpu.state.regs[op.a as usize] & T::MASK;
         let b = cpu.state.regs[op.b as usize] & T::MASK;
         let bits = T::BITS;
-        let (r, cf) = if RIGHT {
-            ((a >> n | b << (bits - n)) & T::MASK, a >> (n - 1) & 1)
+        let top = |x: u64| x >> (bits - 1) & 1;
+        // OF is undefined beyond a shift by one; both vendors go on as for one.
+        let (r, cf, of) = if RIGHT {
+            let r = (a >> n | b << (bits - n)) & T::MASK;
+            (r, a >> (n - 1) & 1, top(r) ^ top(r << 1))
         } else {
-            ((a << n | b >> (bits - n)) & T::MASK, a >> (bits - n) & 1)
+            let r = (a << n | b >> (bits - n)) & T::MASK;
+            let cf = a >> (bits - n) & 1;
+            (r, cf, cf ^ top(r))
         };
         T::put(&mut cpu.state.regs[op.a as usize], r);
-        let top = |x: u64| x >> (bits - 1) & 1;
         let zf = u64::from(r == 0) << 6;
-        cpu.state.set_all_status(cf | (top(a) ^ top(r)) << 11 | top(r) << 7 | zf | parity(r as u8));
+        cpu.state.set_all_status(cf | of << 11 | top(r) << 7 | zf | op.extra as u64 | parity(r as u8));
         Ok(())
     }
 }

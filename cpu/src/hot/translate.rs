@@ -21,6 +21,8 @@ pub struct Context<'a> {
     pub live: u64,
     /// The next instruction of the block.
     pub next: Option<&'a Instruction>,
+    /// An AMD processor, where what manuals leave undefined differs.
+    pub amd: bool,
 }
 
 macro_rules! by_size {
@@ -484,6 +486,7 @@ fn plain(op: &mut Op, insn: &Instruction, mode: Mode, cx: &Context) -> Option<Ha
             }
             op.a = slot(insn.op0_register())?;
             op.b = slot(insn.op1_register())?;
+            op.extra = if cx.amd { undervisor_core::Rflags::AF.bits() as u16 } else { 0 };
             let right = m == M::Shrd;
             let s = size(insn, 0);
             if insn.op2_kind() == OpKind::Register {
