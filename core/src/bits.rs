@@ -64,6 +64,8 @@ bitflags! {
         const FFXSR = 1 << 14;
         /// AMD: translation cache extension.
         const TCE = 1 << 15;
+        /// AMD: MCOMMIT is no #UD.
+        const MCOMMIT = 1 << 17;
         /// AMD: automatic IBRS.
         const AUTOIBRS = 1 << 21;
     }

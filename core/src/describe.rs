@@ -124,6 +124,7 @@ pub const EFER: Layout = &[
     bit(13, "LMSLE"),
     bit(14, "FFXSR"),
     bit(15, "TCE"),
+    bit(17, "MCOMMIT"),
     bit(21, "AUTOIBRS"),
 ];
 

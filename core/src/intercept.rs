@@ -111,6 +111,11 @@ pub enum Intercept {
     Icebp,
     Rdpru,
     Invlpga,
+    Invlpgb,
+    /// INVLPGB with operands, or where, it is not allowed.
+    IllegalInvlpgb,
+    Tlbsync,
+    Mcommit,
     Skinit,
     /// VMX instructions and SVM instructions used from inside a guest.
     VmxInstruction(u8),

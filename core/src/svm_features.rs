@@ -37,18 +37,23 @@ features! {
     X2AVIC = 18, "x2avic";
     SUPERVISOR_SHADOW_STACK = 19, "sss";
     VIRTUAL_SPEC_CTRL = 20, "v-spec-ctrl";
+    // TlbiCtl: INVLPGB and TLBSYNC in guests only where the VMCB says so, and an intercept of TLBSYNC.
+    TLBI_CONTROL = 24, "tlbi-ctl";
     VIRTUAL_NMI = 25, "vnmi";
+    BUS_LOCK_THRESHOLD = 29, "buslock-threshold";
+    IDLE_HLT = 30, "idle-hlt";
 }
 
 impl SvmFeatures {
     /// A Milan server.
     pub fn milan() -> SvmFeatures {
-        SvmFeatures::everything() - SvmFeatures::X2AVIC - SvmFeatures::VIRTUAL_NMI
-    }
-
-    /// Everything that is implemented.
-    pub fn everything() -> SvmFeatures {
-        SvmFeatures::all() - SvmFeatures::SUPERVISOR_SHADOW_STACK
+        SvmFeatures::all()
+            - SvmFeatures::X2AVIC
+            - SvmFeatures::SUPERVISOR_SHADOW_STACK
+            - SvmFeatures::TLBI_CONTROL
+            - SvmFeatures::VIRTUAL_NMI
+            - SvmFeatures::BUS_LOCK_THRESHOLD
+            - SvmFeatures::IDLE_HLT
     }
 
     /// A feature by the name that options use.
@@ -59,7 +64,11 @@ impl SvmFeatures {
     /// Without the features whose prerequisites are missing.
     pub fn consistent(mut self) -> SvmFeatures {
         if !self.contains(Self::NPT) {
-            self -= Self::AVIC | Self::X2AVIC | Self::GUEST_MODE_EXECUTE_TRAP | Self::VIRTUAL_VMLOAD_VMSAVE;
+            self -= Self::AVIC
+                | Self::X2AVIC
+                | Self::GUEST_MODE_EXECUTE_TRAP
+                | Self::SUPERVISOR_SHADOW_STACK
+                | Self::VIRTUAL_VMLOAD_VMSAVE;
         }
         if !self.contains(Self::PAUSE_FILTER) {
             self -= Self::PAUSE_FILTER_THRESHOLD;

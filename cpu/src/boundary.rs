@@ -253,7 +253,7 @@ impl Cpu {
                 self.signals.init = false;
                 self.deliver_exception(Exception::with_code(Vector::SX, 1));
             }
-            Err(_) => self.signals.init = false,
+            Err(_) => self.signals.init = self.is_amd(),
         }
         true
     }

@@ -15,6 +15,7 @@ use crate::model::ModelExt;
 use crate::op::Op;
 use crate::operand::drop_ignored_override;
 use crate::performance::branches;
+use crate::virt::svm::bus_lock;
 
 /// What decoding depends on besides the bytes. Part of the op cache's key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -42,6 +43,8 @@ impl Mode {
     /// Locked instructions are looked at, or only whether they split a line; see `lock`.
     pub const LOCKS: u16 = 1 << 10;
     pub const SPLITS: u16 = 1 << 11;
+    /// Bus locks are counted; see `virt::svm::bus_lock`.
+    pub const BUS_LOCKS: u16 = 1 << 12;
     /// In the op cache's keys only: a block of a single instruction, for single steps.
     pub const ONE: u16 = 1 << 15;
 
@@ -83,6 +86,9 @@ impl Mode {
             m |= Self::COUNTED;
         }
         m |= cpu.lock_mode();
+        if cpu.virt.svm.bus_locks {
+            m |= Self::BUS_LOCKS;
+        }
         Mode(m)
     }
 
@@ -273,6 +279,11 @@ impl Cpu {
             let row = exec::misc::without_feature(insn).unwrap_or(Row::ends(exec::undefined));
             b.push_slow(row, insn, index);
             return row.ends;
+        }
+        if b.mode.has(Mode::BUS_LOCKS) && bus_lock::locks(insn) {
+            let ends = exec::lookup(insn).is_none_or(|row| row.ends);
+            b.push_slow(Row { function: bus_lock::counted, ends }, insn, index);
+            return ends;
         }
         let locked = b.mode.has(Mode::LOCKS) && is_locked(insn);
         let splits = b.mode.has(Mode::SPLITS) && !general && !locked && is_locked(insn);

@@ -192,6 +192,7 @@ impl Cpu {
             IA32_UMWAIT_CONTROL if self.has(Feature::WAITPKG) => m.umwait_control,
             MEMORY_CTRL if self.has(Feature::CORE_CAPABILITIES) => m.memory_ctrl,
             IA32_CORE_CAPABILITIES if self.has(Feature::CORE_CAPABILITIES) => SPLIT_LOCK_DISABLE_SUPPORTED,
+            IA32_MPERF | IA32_APERF if self.has(Feature::APERFMPERF) => self.performance_clock(msr),
             IA32_MTRRCAP => MTRR_VARIABLE as u64 | 1 << 8 | 1 << 10,
             IA32_ARCH_CAPABILITIES if self.has(Feature::ARCH_CAPABILITIES) => ARCH_CAPABILITIES,
             IA32_SYSENTER_CS => m.sysenter_cs,
@@ -431,6 +432,10 @@ impl Cpu {
                     m.mc_banks[(msr - 0x400) as usize / 4][(msr & 3) as usize] = value;
                 }
                 free
+            }
+            IA32_MPERF | IA32_APERF if model.has(Feature::APERFMPERF) => {
+                self.set_performance_clock(msr, value);
+                true
             }
             IA32_XSS if model.has(Feature::XSAVES) => value == 0,
             IA32_EFER if model.has(Feature::NX) || model.has(Feature::SYSCALL) => self.write_efer(value),

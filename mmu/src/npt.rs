@@ -1,7 +1,9 @@
 //! AMD nested paging (APM vol. 2, Nested Paging).
 
 use crate::memory::GuestMemory;
-use crate::walk::{Paging, PhysicalSpace, Plain, Request, Translation, WalkFault, read_entry, update_entry, walk};
+use crate::walk::{
+    Paging, PagingMode, PhysicalSpace, Plain, Request, Translation, WalkFault, entry, read_entry, update_entry, walk,
+};
 
 /// #NPF error code (EXITINFO1) bits beyond those of a page fault (APM vol. 2, Nested versus Guest Page Faults, Fault Ordering).
 pub mod npf {
@@ -9,7 +11,9 @@ pub mod npf {
     pub const FINAL: u64 = 1 << 32;
     /// The fault was in translating a guest page-table access.
     pub const TABLE: u64 = 1 << 33;
-    /// User-mode access as a nested-paging fault always reports it.
+    /// The page is marked for supervisor shadow stacks.
+    pub const SHADOW_STACK_PAGE: u64 = 1 << 37;
+    /// User-mode access, which all are but, with GMET, the fetches of supervisor code.
     pub const USER: u64 = 1 << 2;
 }
 
@@ -20,6 +24,8 @@ pub struct Npt {
     pub paging: Paging,
     /// Guest Mode Execute Trap: guest supervisor code must not be fetched from user pages of the nested tables.
     pub guest_mode_execute_trap: bool,
+    /// Supervisor shadow stacks may only be in pages that are marked for them; faults say whether the page is.
+    pub shadow_stack_check: bool,
 }
 
 /// An access to a guest-physical address.
@@ -59,8 +65,43 @@ impl Npt {
                 WalkFault::Page(code) => code as u64,
                 WalkFault::Nested(never) => match never {},
             };
-            NptExit { guest_physical: r.address, error_code: code | npf::USER | if table { npf::TABLE } else { npf::FINAL } }
+            let marked = self.shadow_stack_check && self.shadow_stack_page(memory, r.address);
+            let error_code = code
+                | if gmet && r.fetch && !r.user { 0 } else { npf::USER }
+                | if table { npf::TABLE } else { npf::FINAL }
+                | if marked { npf::SHADOW_STACK_PAGE } else { 0 };
+            NptExit { guest_physical: r.address, error_code }
         })
+    }
+}
+
+impl Npt {
+    /// Whether the entry that maps an address marks its page for supervisor shadow stacks: NX set, U/S clear, and R/W set in every
+    /// entry above (APM vol. 2, Supervisor Shadow Stacks).
+    fn shadow_stack_page(&self, memory: &GuestMemory, address: u64) -> bool {
+        let levels = match self.paging.mode {
+            PagingMode::Level5 => 5,
+            PagingMode::Level4 => 4,
+            PagingMode::Pae => 3,
+            _ => return false,
+        };
+        let mut table = self.paging.root;
+        for level in (1..=levels).rev() {
+            let index = address >> (12 + 9 * (level - 1)) & if level == 3 && levels == 3 { 3 } else { 0x1ff };
+            let found = read_entry(memory, table + 8 * index, 8);
+            if found & entry::P == 0 {
+                return false;
+            }
+            if level == 1 || found & entry::PS != 0 && level <= 3 {
+                return found & entry::NX != 0 && found & entry::U == 0;
+            }
+            // A PAE directory pointer has no rights.
+            if found & entry::W == 0 && !(level == 3 && levels == 3) {
+                return false;
+            }
+            table = found & self.paging.address_mask;
+        }
+        false
     }
 }
 

@@ -3,6 +3,9 @@
 use undervisor_core::apic::*;
 use undervisor_mmu::GuestMemory;
 
+/// The last of the interrupt-request registers.
+const IRR_LAST: u32 = IRR + 0x70;
+
 /// What an access to a register does (APM vol. 2, Guest vAPIC Register Access Behavior).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Behaviour {
@@ -16,20 +19,38 @@ pub enum Behaviour {
     Fault,
 }
 
+/// The extended registers (feature, control, specific EOI; interrupt enable; extended LVT entries), and what is reserved after them.
+fn extended(offset: u32) -> bool {
+    matches!(offset, 0x400..=0x420 | 0x480..=0x4f0 | 0x500..)
+}
+
+/// Whether x2APIC mode has a register: what has not is #GP, before AVIC is asked.
+pub fn x2_exists(offset: u32) -> bool {
+    match offset {
+        RRD | DFR | ICR_HIGH => false,
+        ID | VERSION | TPR..=PPR | EOI | LDR | SVR..=IRR_LAST | ESR | ICR | LVT_TIMER..=CURRENT_COUNT | DIVIDE | SELF_IPI => {
+            true
+        }
+        _ => extended(offset) && offset <= 0x530,
+    }
+}
+
 pub fn read_behaviour(offset: u32) -> Behaviour {
     match offset {
-        CURRENT_COUNT => Behaviour::Fault,
-        0x20..=0x3f0 => Behaviour::Allowed,
-        _ => Behaviour::Fault,
+        APR | CURRENT_COUNT => Behaviour::Fault,
+        _ if extended(offset) => Behaviour::Fault,
+        _ => Behaviour::Allowed,
     }
 }
 
 pub fn write_behaviour(offset: u32) -> Behaviour {
     match offset {
         TPR | EOI | ICR => Behaviour::Accelerated,
-        ICR_HIGH => Behaviour::Allowed,
         ID | RRD | LDR | DFR | SVR | ESR | LVT_TIMER..=LVT_ERROR | INITIAL_COUNT | DIVIDE => Behaviour::Trap,
-        _ => Behaviour::Fault,
+        VERSION | APR | PPR | ISR..=IRR_LAST | CURRENT_COUNT => Behaviour::Fault,
+        _ if extended(offset) => Behaviour::Fault,
+        // ICR_HIGH, and what the manual's table does not name.
+        _ => Behaviour::Allowed,
     }
 }
 
@@ -62,6 +83,21 @@ impl PhysicalEntry {
     }
     pub fn host(self) -> u32 {
         self.0 as u32 & 0xfff
+    }
+}
+
+/// A processor that an IPI is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Target {
+    /// The guest's physical APIC ID.
+    id: u32,
+    /// Of the table entry that named it: the logical table's where that was asked, else the physical table's.
+    index: u32,
+}
+
+impl Target {
+    fn physical(id: u32) -> Target {
+        Target { id, index: id }
     }
 }
 
@@ -171,23 +207,25 @@ impl Tables {
         memory.read::<u32>(at).filter(|e| e >> 31 != 0).map(|e| e & 0xff)
     }
 
-    /// Guest APIC IDs that an ICR names, or why the hypervisor must help.
-    fn targets(&self, memory: &GuestMemory, own: u32, icr: u64, flat: bool) -> Result<Vec<u32>, Incomplete> {
+    /// What an ICR names, or why the hypervisor must help.
+    fn targets(&self, memory: &GuestMemory, own: u32, icr: u64, flat: bool) -> Result<Vec<Target>, Incomplete> {
         let stop = |reason: u64, index: u32| Err(Incomplete { info2: reason << 32 | index as u64 });
+        let all = |but: Option<u32>| {
+            let ids = (0..=self.last()).filter(|&id| Some(id) != but && self.entry(memory, id).is_some());
+            Ok(ids.map(Target::physical).collect())
+        };
         let destination = if self.x2 { (icr >> 32) as u32 } else { (icr >> 56) as u32 };
         match icr >> 18 & 3 {
-            1 => return Ok(vec![own]),
-            2 => return Ok((0..=self.last()).filter(|&id| self.entry(memory, id).is_some()).collect()),
-            3 => return Ok((0..=self.last()).filter(|&id| id != own && self.entry(memory, id).is_some()).collect()),
+            1 => return Ok(vec![Target::physical(own)]),
+            2 => return all(None),
+            3 => return all(Some(own)),
+            // A broadcast, physical or logical: entries that are not valid do not matter.
+            _ if destination == if self.x2 { u32::MAX } else { 0xff } => return all(None),
             _ => {}
         }
-        let everyone = if self.x2 { u32::MAX } else { 0xff };
         if icr & 1 << 11 == 0 {
-            if destination == everyone {
-                return Ok((0..=self.last()).filter(|&id| self.entry(memory, id).is_some()).collect());
-            }
             return match self.entry(memory, destination) {
-                Some(_) => Ok(vec![destination]),
+                Some(_) => Ok(vec![Target::physical(destination)]),
                 None => stop(incomplete::INVALID_TARGET, destination),
             };
         }
@@ -196,18 +234,18 @@ impl Tables {
             let ids: Vec<u32> = (0..16).filter(|i| destination >> i & 1 != 0).map(|i| cluster * 16 + i).collect();
             return match ids.iter().find(|&&id| self.entry(memory, id).is_none()) {
                 Some(&id) => stop(incomplete::INVALID_TARGET, id),
-                None => Ok(ids),
+                None => Ok(ids.into_iter().map(Target::physical).collect()),
             };
         }
         let (base, bits) = if flat { (0, destination) } else { ((destination >> 4) * 4, destination & 0xf) };
-        let mut ids = Vec::new();
+        let mut targets = Vec::new();
         for i in (0..8).filter(|i| bits >> i & 1 != 0) {
             match self.logical_id(memory, base + i) {
-                Some(id) if self.entry(memory, id).is_some() => ids.push(id),
+                Some(id) if self.entry(memory, id).is_some() => targets.push(Target { id, index: base + i }),
                 _ => return stop(incomplete::INVALID_TARGET, base + i),
             }
         }
-        Ok(ids)
+        Ok(targets)
     }
 
     /// Send an IPI: set IRR in the targets' pages. Returns the host APIC IDs that need a doorbell.
@@ -220,20 +258,23 @@ impl Tables {
         if icr as u8 <= 15 {
             return Err(Incomplete { info2: incomplete::INVALID_VECTOR << 32 });
         }
-        let ids = self.targets(memory, own, icr, flat)?;
+        let targets = self.targets(memory, own, icr, flat)?;
         let mut bells = Vec::new();
         let mut idle = None;
-        for id in ids {
-            let Some(entry) = self.entry(memory, id) else { continue };
+        for target in targets {
+            let Some(entry) = self.entry(memory, target.id) else { continue };
+            if memory.words(entry.page()).is_none() {
+                return Err(Incomplete { info2: incomplete::INVALID_BACKING_PAGE << 32 | target.index as u64 });
+            }
             BackingPage { memory, address: entry.page() }.request(icr as u8);
             if entry.running() {
                 bells.push(entry.host());
             } else {
-                idle = idle.or(Some(id));
+                idle = idle.or(Some(target.index));
             }
         }
         match idle {
-            Some(id) => Err(Incomplete { info2: incomplete::NOT_RUNNING << 32 | id as u64 }),
+            Some(index) => Err(Incomplete { info2: incomplete::NOT_RUNNING << 32 | index as u64 }),
             None => Ok(bells),
         }
     }
@@ -275,5 +316,49 @@ mod tests {
         assert_eq!(t.send(&memory, 0, 0x05, true), Err(Incomplete { info2: 4 << 32 }));
         memory.write::<u32>(0x3000, 1 << 31).expect("RAM");
         assert_eq!(t.send(&memory, 1, 1 << 56 | 1 << 11 | 0x44, true), Ok(vec![0]));
+        // A logical destination is reported by the logical table's index: entry 2 names the processor 1, which does not run.
+        memory.write::<u32>(0x3008, 1 << 31 | 1).expect("RAM");
+        assert_eq!(t.send(&memory, 0, 4 << 56 | 1 << 11 | 0x44, true), Err(Incomplete { info2: 1 << 32 | 2 }));
+        // A broadcast asks no logical entry.
+        memory.write::<u64>(0x2008, 3 << 62 | 0x5000 | 7).expect("RAM");
+        assert_eq!(t.send(&memory, 0, 0xff << 56 | 1 << 11 | 0x45, true), Ok(vec![0, 7]));
+        memory.write::<u64>(0x2008, 3 << 62 | 1 << 40 | 7).expect("RAM");
+        assert_eq!(t.send(&memory, 0, 1 << 56 | 0x45, true), Err(Incomplete { info2: 3 << 32 | 1 }));
+    }
+
+    /// Rows of the manual's table.
+    #[test]
+    fn registers_behave() {
+        use Behaviour::*;
+        for (offset, read, write) in [
+            (0x10, Allowed, Allowed),
+            (ID, Allowed, Trap),
+            (VERSION, Allowed, Fault),
+            (TPR, Allowed, Accelerated),
+            (APR, Fault, Fault),
+            (PPR, Allowed, Fault),
+            (0x170, Allowed, Fault),
+            (ESR, Allowed, Trap),
+            (0x290, Allowed, Allowed),
+            (ICR, Allowed, Accelerated),
+            (ICR_HIGH, Allowed, Allowed),
+            (LVT_ERROR, Allowed, Trap),
+            (CURRENT_COUNT, Fault, Fault),
+            (DIVIDE, Allowed, Trap),
+            (0x410, Fault, Fault),
+            (0x430, Allowed, Allowed),
+            (0x4f0, Fault, Fault),
+            (0x500, Fault, Fault),
+            (0xff0, Fault, Fault),
+        ] {
+            assert_eq!((read_behaviour(offset), write_behaviour(offset)), (read, write), "{offset:#x}");
+        }
+        let absent = [0u32, 0x10, 0x40, 0xc0, 0xe0, 0x290, 0x310, 0x3a0, 0x430, 0x540];
+        assert!(absent.iter().all(|&o| !x2_exists(o)));
+        assert!(
+            [ID, TPR, APR, PPR, EOI, LDR, SVR, 0x170, 0x270, ESR, ICR, CURRENT_COUNT, DIVIDE, SELF_IPI]
+                .iter()
+                .all(|&o| x2_exists(o))
+        );
     }
 }

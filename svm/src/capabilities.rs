@@ -36,9 +36,9 @@ pub fn write_vm_cr(old: u64, value: u64, svme: bool, features: SvmFeatures) -> O
     if value & !vm_cr::DEFINED != 0 || (value & vm_cr::SVMDIS != 0 && svme) {
         return None;
     }
-    // LOCK makes itself and SVMDIS read-only; only SVM_KEY or a reset clears it.
-    let kept = if old & vm_cr::LOCK != 0 { vm_cr::LOCK | vm_cr::SVMDIS } else { 0 };
-    let kept = if features.contains(SvmFeatures::SVM_LOCK) { kept } else { kept | vm_cr::LOCK };
+    // LOCK makes itself and SVMDIS read-only, which they always are without SVM-Lock; only SVM_KEY or a reset clears it.
+    let locked = old & vm_cr::LOCK != 0 || !features.contains(SvmFeatures::SVM_LOCK);
+    let kept = if locked { vm_cr::LOCK | vm_cr::SVMDIS } else { 0 };
     Some(value & !kept | old & kept)
 }
 

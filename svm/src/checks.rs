@@ -5,7 +5,7 @@
 use undervisor_core::{Cr0, Cr4, Efer, SvmFeatures};
 
 use crate::capabilities::Limits;
-use crate::controls::{event, extensions, nested, tlb, v_intr};
+use crate::controls::{event, nested, tlb, v_intr};
 use crate::fields::{FIELDS, Field, clean};
 use crate::reason;
 use crate::vmcb::Vmcb;
@@ -43,6 +43,9 @@ impl Context<'_> {
     /// EFER.LME and CR0.PG are both set.
     fn long(&self) -> bool {
         self.efer().contains(Efer::LME) && self.cr0().contains(Cr0::PG)
+    }
+    fn mode64(&self) -> bool {
+        self.long() && self.vmcb.get(Field::CS_ATTRIBUTES) & 0x200 != 0
     }
     fn has(&self, f: SvmFeatures) -> bool {
         self.limits.features.contains(f)
@@ -191,9 +194,9 @@ pub static CHECKS: &[Check] = &[
     Check {
         name: "event injection",
         field: Field::EVENTINJ,
-        rule: "an event's type is INTR, NMI, exception with an exception's vector, or software interrupt",
-        groups: clean::ALWAYS,
-        test: |c| event_allowed(c.vmcb.get(Field::EVENTINJ) as u32),
+        rule: "an event's type is INTR, NMI, exception with the vector of one that the guest's mode has, or software interrupt",
+        groups: clean::ALWAYS | CR_SEG,
+        test: |c| event_allowed(c.vmcb.get(Field::EVENTINJ) as u32, c.mode64()),
     },
     Check {
         name: "ASID",
@@ -228,6 +231,24 @@ pub static CHECKS: &[Check] = &[
         test: |c| !c.np() || c.vmcb.get(Field::G_PAT).to_le_bytes().iter().all(|t| matches!(t, 0 | 1 | 4..=7)),
     },
     Check {
+        name: "nCR3 MBZ bits",
+        field: Field::N_CR3,
+        rule: "with nested paging, nCR3 has no bit at or above the physical-address width",
+        groups: clean::NP,
+        test: |c| !c.np() || c.vmcb.get(Field::N_CR3) >> c.limits.physical_bits == 0,
+    },
+    Check {
+        name: "SSS without nested paging",
+        field: Field::NESTED_CONTROL,
+        rule: "the supervisor shadow-stack check needs nested paging",
+        groups: clean::NP,
+        test: |c| {
+            !c.has(SvmFeatures::SUPERVISOR_SHADOW_STACK)
+                || c.vmcb.get(Field::NESTED_CONTROL) & nested::SSS_ENABLE == 0
+                || c.np()
+        },
+    },
+    Check {
         name: "AVIC without nested paging",
         field: Field::V_INTR_CONTROL,
         rule: "AVIC needs nested paging",
@@ -252,6 +273,16 @@ pub static CHECKS: &[Check] = &[
         },
     },
     Check {
+        name: "AVIC_PHYSICAL_MAX_INDEX",
+        field: Field::AVIC_PHYSICAL_TABLE,
+        rule: "the physical APIC ID table's last index is at most 255, or 511 in x2AVIC mode",
+        groups: clean::TPR | clean::AVIC,
+        test: |c| {
+            let x2 = c.has(SvmFeatures::X2AVIC) && c.v_intr(v_intr::X2AVIC_ENABLE);
+            !c.avic() || c.vmcb.get(Field::AVIC_PHYSICAL_TABLE) & 0xfff <= if x2 { 511 } else { 255 }
+        },
+    },
+    Check {
         name: "virtual NMI without NMI intercept",
         field: Field::V_INTR_CONTROL,
         rule: "virtual NMIs need the NMI intercept",
@@ -262,27 +293,24 @@ pub static CHECKS: &[Check] = &[
                 || c.vmcb.get(Field::INTERCEPT_3) >> (reason::NMI - reason::INTR) & 1 != 0
         },
     },
-    Check {
-        name: "virtual VMLOAD and VMSAVE without nested paging",
-        field: Field::VIRTUAL_EXTENSIONS,
-        rule: "virtual VMLOAD and VMSAVE need nested paging",
-        groups: clean::ALWAYS,
-        test: |c| {
-            !c.has(SvmFeatures::VIRTUAL_VMLOAD_VMSAVE)
-                || c.vmcb.get(Field::VIRTUAL_EXTENSIONS) & extensions::VMLOAD_VMSAVE == 0
-                || c.np()
-        },
-    },
 ];
 
+/// Vectors of exceptions (APM vol. 2, Exceptions and Interrupts: Vectors): 0, 1, 3–8, 10–14, 16–19, 21, 28–30.
+const EXCEPTIONS: u32 = 0x702f_7dfb;
+/// Those that 64-bit code cannot raise: INTO's and BOUND's.
+const NOT_IN_64_BIT_MODE: u32 = 1 << 4 | 1 << 5;
+
 /// APM vol. 2, Event Injection: what cannot be injected.
-fn event_allowed(info: u32) -> bool {
+fn event_allowed(info: u32, mode64: bool) -> bool {
     if info & event::VALID == 0 {
         return true;
     }
     match event::kind(info) {
         event::INTR | event::NMI | event::SOFTWARE => true,
-        event::EXCEPTION => event::vector(info) < 32 && event::vector(info) != 2,
+        event::EXCEPTION => {
+            let allowed = if mode64 { EXCEPTIONS & !NOT_IN_64_BIT_MODE } else { EXCEPTIONS };
+            event::vector(info) < 32 && allowed >> event::vector(info) & 1 != 0
+        }
         _ => false,
     }
 }

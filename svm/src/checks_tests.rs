@@ -1,40 +1,19 @@
 use super::*;
 use crate::controls::v_intr;
+use crate::sample::{HOST_CR0 as HOST, guest, limits};
 use undervisor_mmu::GuestMemory;
 
-fn limits() -> Limits {
-    Limits {
-        features: SvmFeatures::all(),
-        physical_bits: 48,
-        long_mode: true,
-        cr4: Cr4::PAE | Cr4::PSE | Cr4::PGE | Cr4::PCIDE | Cr4::OSFXSR,
-        efer: Efer::SCE | Efer::LME | Efer::NXE | Efer::SVME,
-        la57: false,
-    }
-}
-
-/// A VMCB that every check accepts: a 64-bit guest with nested paging.
+/// With nested paging.
 fn good() -> Vmcb {
-    let mut v = Vmcb::default();
-    v.set(Field::EFER, (Efer::SVME | Efer::LME | Efer::LMA | Efer::NXE).bits());
-    v.set(Field::CR0, (Cr0::PE | Cr0::PG | Cr0::ET).bits());
-    v.set(Field::CR4, Cr4::PAE.bits());
-    v.set(Field::CR3, 0x1000);
-    v.set(Field::CS_ATTRIBUTES, 0x29b);
-    v.set(Field::INTERCEPT_4, 1);
+    let mut v = guest();
     v.set(Field::INTERCEPT_3, 1 << 27 | 1 << 28 | 1 << 1);
-    v.set(Field::GUEST_ASID, 1);
     v.set(Field::NESTED_CONTROL, nested::NP_ENABLE);
-    v.set(Field::G_PAT, 0x0007_0406_0007_0406);
-    v.set(Field::RFLAGS, 2);
     v
 }
 
 fn verdict(v: &mut Vmcb, limits: &Limits, host: Cr0) -> Option<&'static str> {
     check(v, limits, host).err().map(|c| c.name)
 }
-
-const HOST: Cr0 = Cr0::PG.union(Cr0::PE);
 
 #[test]
 fn a_good_vmcb_passes() {
@@ -79,14 +58,13 @@ fn every_check_refuses_what_it_names() {
         ("TLB control", set(Field::TLB_CONTROL, 2)),
         ("nested paging without host paging", (good(), limits(), Cr0::PE)),
         ("guest PAT", set(Field::G_PAT, 2)),
+        ("nCR3 MBZ bits", set(Field::N_CR3, 1 << 48)),
+        ("SSS without nested paging", set(Field::NESTED_CONTROL, nested::SSS_ENABLE)),
         ("AVIC without nested paging", with(&[(Field::V_INTR_CONTROL, v_intr::AVIC_ENABLE), (Field::NESTED_CONTROL, 0)])),
         ("x2AVIC without AVIC", set(Field::V_INTR_CONTROL, v_intr::X2AVIC_ENABLE)),
         ("AVIC tables", with(&[(Field::V_INTR_CONTROL, v_intr::AVIC_ENABLE), (Field::AVIC_PHYSICAL_TABLE, 1 << 50)])),
+        ("AVIC_PHYSICAL_MAX_INDEX", with(&[(Field::V_INTR_CONTROL, v_intr::AVIC_ENABLE), (Field::AVIC_PHYSICAL_TABLE, 256)])),
         ("virtual NMI without NMI intercept", with(&[(Field::V_INTR_CONTROL, v_intr::NMI_ENABLE), (Field::INTERCEPT_3, 0)])),
-        (
-            "virtual VMLOAD and VMSAVE without nested paging",
-            with(&[(Field::VIRTUAL_EXTENSIONS, extensions::VMLOAD_VMSAVE), (Field::NESTED_CONTROL, 0)]),
-        ),
     ];
     assert_eq!(cases.iter().map(|c| c.0).collect::<Vec<_>>(), CHECKS.iter().map(|c| c.name).collect::<Vec<_>>());
     for (name, (mut v, limits, host)) in cases {
@@ -102,6 +80,15 @@ fn event_types() {
         (1 << 31 | 2 << 8, true),
         (1 << 31 | 3 << 8 | 14, true),
         (1 << 31 | 3 << 8 | 32, false),
+        // No exceptions of their own; then #BR and #OF, which 64-bit code cannot raise, #BP, which it can, and #SX.
+        (1 << 31 | 3 << 8 | 9, false),
+        (1 << 31 | 3 << 8 | 15, false),
+        (1 << 31 | 3 << 8 | 20, false),
+        (1 << 31 | 3 << 8 | 31, false),
+        (1 << 31 | 3 << 8 | 5, false),
+        (1 << 31 | 3 << 8 | 4, false),
+        (1 << 31 | 3 << 8 | 3, true),
+        (1 << 31 | 3 << 8 | 30, true),
         (1 << 31 | 4 << 8 | 0x80, true),
         (1 << 31 | 5 << 8, false),
         (5 << 8, true),
@@ -109,6 +96,29 @@ fn event_types() {
         let mut v = good();
         v.set(Field::EVENTINJ, info);
         assert_eq!(verdict(&mut v, &limits(), HOST).is_none(), ok, "{info:#x}");
+    }
+}
+
+#[test]
+fn bound_and_into_exist_outside_64_bit_mode() {
+    for vector in [4, 5] {
+        let mut v = good();
+        v.set(Field::CS_ATTRIBUTES, 0x49b);
+        v.set(Field::EVENTINJ, 1 << 31 | 3 << 8 | vector);
+        assert_eq!(verdict(&mut v, &limits(), HOST), None);
+    }
+}
+
+/// In x2AVIC mode the table may have 512 entries.
+#[test]
+fn the_largest_index_depends_on_the_mode() {
+    for (x2, index, ok) in
+        [(0, 255, true), (0, 256, false), (v_intr::X2AVIC_ENABLE, 511, true), (v_intr::X2AVIC_ENABLE, 512, false)]
+    {
+        let mut v = good();
+        v.set(Field::V_INTR_CONTROL, v_intr::AVIC_ENABLE | x2);
+        v.set(Field::AVIC_PHYSICAL_TABLE, index);
+        assert_eq!(verdict(&mut v, &limits(), HOST).is_none(), ok, "{x2:#x}, {index}");
     }
 }
 

@@ -21,6 +21,8 @@ pub mod nested {
     pub const NP_ENABLE: u64 = 1 << 0;
     pub const GMET_ENABLE: u64 = 1 << 3;
     pub const SSS_ENABLE: u64 = 1 << 4;
+    /// INVLPGB and TLBSYNC are no #UD in the guest.
+    pub const INVLPGB_ENABLE: u64 = 1 << 7;
 }
 
 /// VIRTUAL_EXTENSIONS, offset 0B8h.

@@ -240,7 +240,7 @@ pub fn clean_names(bits: u32) -> Vec<&'static str> {
 pub fn undefined_after_exit(code: u64, interrupted: u64, f: Field) -> bool {
     let first = matches!(
         code,
-        0x00..=0x3f | 0x4a..=0x4e | 0x51 | reason::SMI
+        0x00..=0x3f | 0x4b..=0x4e | 0x51 | 0x55 | 0x5e | reason::SMI
             | reason::SWINT
             | reason::INVLPG
             | reason::IOIO
@@ -248,6 +248,7 @@ pub fn undefined_after_exit(code: u64, interrupted: u64, f: Field) -> bool {
             | reason::TASK_SWITCH
             | reason::INVPCID
             | reason::XSETBV
+            | reason::BUS_LOCK
             | reason::NPF
             | reason::AVIC_INCOMPLETE_IPI
             | reason::AVIC_NOACCEL
@@ -259,6 +260,7 @@ pub fn undefined_after_exit(code: u64, interrupted: u64, f: Field) -> bool {
             | reason::NPF
             | reason::AVIC_INCOMPLETE_IPI
             | reason::AVIC_NOACCEL
+            | reason::BUS_LOCK
             | reason::INVPCID
     );
     match f {

@@ -92,6 +92,7 @@ fields! {
     AVIC_BACKING_PAGE       0x0e0 8 AVIC;
     AVIC_LOGICAL_TABLE      0x0f0 8 AVIC;
     AVIC_PHYSICAL_TABLE     0x0f8 8 AVIC;
+    BUS_LOCK_COUNTER        0x120 2 ALWAYS;
     // State save area.
     ES_SELECTOR             0x400 2 SEG;
     ES_ATTRIBUTES           0x402 2 SEG;

@@ -16,6 +16,7 @@ pub mod entry;
 pub mod exit;
 pub mod fields;
 pub mod reason;
+pub mod sample;
 pub mod vmcb;
 
 pub use capabilities::Limits;

@@ -44,7 +44,7 @@ macro_rules! moved {
 // Those read by every VMRUN, the clean bits themselves among them.
 moved! {
     ALWAYS, load_always(page: &Page, words: &mut [u64; WORDS]) in,
-    0x58 0x68 0xa8 0xb8 0xc0 0xc8 0x570 0x578 0x5d8 0x5f8 0x6e0
+    0x58 0x68 0xa8 0xb8 0xc0 0xc8 0x120 0x570 0x578 0x5d8 0x5f8 0x6e0
 }
 
 // Those that #VMEXIT writes whatever the exit and the features.
@@ -189,8 +189,8 @@ impl Vmcb {
         stale
     }
 
-    /// Write back what #VMEXIT changes. `lbr`, `np` and `spec_ctrl`: those fields too.
-    pub fn store(&self, memory: &GuestMemory, lbr: bool, np: bool, spec_ctrl: bool) {
+    /// Write back what #VMEXIT changes. `lbr`, `np`, `spec_ctrl` and `bus_lock`: those fields too.
+    pub fn store(&self, memory: &GuestMemory, lbr: bool, np: bool, spec_ctrl: bool, bus_lock: bool) {
         let Some(page) = self.page(memory) else {
             return;
         };
@@ -203,6 +203,9 @@ impl Vmcb {
         }
         if spec_ctrl {
             scatter(page, &[0x6e0], &self.words);
+        }
+        if bus_lock {
+            scatter(page, &[0x120], &self.words);
         }
     }
 

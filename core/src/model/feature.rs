@@ -83,6 +83,7 @@ features! {
     F16C: 1 0 Ecx 29 "f16c";
     RDRAND: 1 0 Ecx 30 "rdrand";
     ARAT: 6 0 Eax 2 "arat";
+    APERFMPERF: 6 0 Ecx 0 "aperfmperf";
     FSGSBASE: 7 0 Ebx 0 "fsgsbase";
     TSC_ADJUST: 7 0 Ebx 1 "tsc_adjust";
     BMI1: 7 0 Ebx 3 "bmi1";
@@ -144,6 +145,9 @@ features! {
     INVARIANT_TSC: 0x8000_0007 0 Edx 8 "constant_tsc";
     CLZERO: 0x8000_0008 0 Ebx 0 "clzero";
     XSAVEERPTR: 0x8000_0008 0 Ebx 2 "xsaveerptr";
+    INVLPGB: 0x8000_0008 0 Ebx 3 "invlpgb";
+    RDPRU: 0x8000_0008 0 Ebx 4 "rdpru";
+    MCOMMIT: 0x8000_0008 0 Ebx 8 "mcommit";
     WBNOINVD: 0x8000_0008 0 Ebx 9 "wbnoinvd";
     AMD_IBPB: 0x8000_0008 0 Ebx 12 "ibpb";
     AMD_IBRS: 0x8000_0008 0 Ebx 14 "ibrs";
@@ -153,6 +157,7 @@ features! {
     LFENCE_SERIALIZING: 0x8000_0021 0 Eax 2 "lfence_rdtsc";
     NULL_SELECTOR_CLEARS_BASE: 0x8000_0021 0 Eax 6 "null_sel_clr_base";
     AUTO_IBRS: 0x8000_0021 0 Eax 8 "autoibrs";
+    NO_SMM_CTL_MSR: 0x8000_0021 0 Eax 9 "no_smm_ctl_msr";
     SBPB: 0x8000_0021 0 Eax 27 "sbpb";
     IBPB_BRTYPE: 0x8000_0021 0 Eax 28 "ibpb_brtype";
     SRSO_NO: 0x8000_0021 0 Eax 29 "srso_no";

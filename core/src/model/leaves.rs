@@ -52,6 +52,11 @@ pub struct CpuidInputs {
 
 type Leaf = [u32; 4];
 
+/// Pages beyond the first that one INVLPGB invalidates at most.
+pub const INVLPGB_COUNT_MAX: u32 = 7;
+/// SVM's address-space identifiers.
+pub const ASIDS: u32 = 0x8000;
+
 impl Model {
     /// EAX, EBX, ECX, EDX for a leaf and sub-leaf.
     pub fn cpuid(&self, leaf: u32, subleaf: u32, now: &CpuidInputs) -> Leaf {
@@ -111,7 +116,7 @@ impl Model {
             4 if intel => self.leaf4(subleaf, t),
             // Monitor lines of 64 bytes; interrupts break even when masked; C0 and two C1 sub-states.
             5 if self.has(Feature::MONITOR) => [64, 64, 3, 0x20],
-            6 => [self.register(6, 0, Register::Eax), 0, 0, 0],
+            6 => [self.register(6, 0, Register::Eax), 0, self.register(6, 0, Register::Ecx), 0],
             7 if subleaf == 0 => self.leaf7(now),
             0xa if self.has(Feature::ARCH_PERFMON) => self.leaf_a(),
             0xb => self.topology_leaf(subleaf, t, intel),
@@ -241,10 +246,13 @@ impl Model {
             0x8000_0008 => {
                 let cores = if amd { t.shift() << 12 | (t.cores.max(1) - 1) & 0xff } else { 0 };
                 let ebx = self.register(leaf, 0, Register::Ebx);
-                [self.physical_bits | self.linear_bits() << 8, ebx, cores, 0]
+                // INVLPGB's largest count; the last register that RDPRU knows, APERF.
+                let edx = if self.has(Feature::INVLPGB) { INVLPGB_COUNT_MAX } else { 0 }
+                    | if self.has(Feature::RDPRU) { 1 << 16 } else { 0 };
+                [self.physical_bits | self.linear_bits() << 8, ebx, cores, edx]
             }
-            // SVM revision 1, 32768 ASIDs.
-            0x8000_000a if amd && self.has(Feature::SVM) => [1, 0x8000, 0, self.svm.bits()],
+            // SVM revision 1.
+            0x8000_000a if amd && self.has(Feature::SVM) => [1, ASIDS, 0, self.svm.bits()],
             // 1 GiB TLB entries.
             0x8000_0019 if amd => [0xf040_f040, 0xf040_0000, 0, 0],
             // Full-width vector units.

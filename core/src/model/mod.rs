@@ -4,7 +4,7 @@ mod feature;
 mod leaves;
 
 pub use feature::{Feature, FeatureSet, Place, Register};
-pub use leaves::{Cache, CpuidInputs, Topology};
+pub use leaves::{ASIDS, Cache, CpuidInputs, INVLPGB_COUNT_MAX, Topology};
 
 use thiserror::Error;
 
@@ -166,6 +166,7 @@ const AMD: FeatureSet = FeatureSet::of(&[
     AMD_SSBD,
     NO_NESTED_DATA_BREAKPOINTS,
     LFENCE_SERIALIZING,
+    NO_SMM_CTL_MSR,
     NULL_SELECTOR_CLEARS_BASE,
     AUTO_IBRS,
     SBPB,
@@ -256,8 +257,8 @@ impl Model {
             name: "max-amd",
             signature: 0x00a1_0f11,
             brand: "AMD EPYC Processor (maximal)",
-            features: COMMON.union(AMD).union(FeatureSet::of(&[LA57, GFNI, PERFMON_V2])),
-            svm: SvmFeatures::everything(),
+            features: COMMON.union(AMD).union(FeatureSet::of(&[LA57, GFNI, PERFMON_V2, RDPRU, MCOMMIT, INVLPGB])),
+            svm: SvmFeatures::all(),
             physical_bits: 52,
             max_extended_leaf: 0x8000_0022,
             l2_kib: 1024,
@@ -379,6 +380,9 @@ impl Model {
         }
         if self.has(FXSR_OPT) {
             bits |= Efer::FFXSR;
+        }
+        if self.has(MCOMMIT) {
+            bits |= Efer::MCOMMIT;
         }
         if self.has(AUTO_IBRS) {
             bits |= Efer::AUTOIBRS;

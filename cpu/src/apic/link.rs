@@ -23,6 +23,19 @@ pub fn route(cpus: &mut [Box<Cpu>], from: Option<usize>, icr: u64) {
     }
 }
 
+/// Vector of the message that stands for INVLPGB.
+const BROADCAST_FLUSH: u8 = 1;
+
+impl Cpu {
+    /// Every other processor forgets its translations (INVLPGB).
+    pub(crate) fn broadcast_flush(&mut self) {
+        let from = self.id;
+        let icr = 3 << 18 | 1 << 14 | (DeliveryMode::Reserved as u64) << 8 | BROADCAST_FLUSH as u64;
+        self.bus().send_ipi(from, icr);
+        self.bus_accessed();
+    }
+}
+
 impl Cpu {
     /// Carry out what the last operations on the APIC ask: tell the computer about messages and EOIs, and have the run loop
     /// look again.
@@ -82,8 +95,12 @@ impl Cpu {
     /// An interrupt message arrives that is addressed to this processor (see [`LocalApic::addressed`]).
     pub fn receive(&mut self, message: &Message) {
         if message.mode == DeliveryMode::Reserved {
-            // What stands for an AVIC doorbell: look at virtual interrupts.
-            self.attend(attention::VIRT);
+            // What no APIC sends: an AVIC doorbell, to look at virtual interrupts; or INVLPGB.
+            if message.vector == BROADCAST_FLUSH {
+                self.flush_spaces(|_| true);
+            } else {
+                self.attend(attention::VIRT);
+            }
             return;
         }
         self.apic.accept(message.mode, message.vector, message.level_triggered);

@@ -119,6 +119,10 @@ impl LocalApic {
     /// Whether a message from processor `from` is (also) for this APIC, shorthands considered.
     pub fn addressed(&self, message: &Message, from: usize) -> bool {
         let own = from == self.id as usize;
+        if message.mode == DeliveryMode::Reserved && message.shorthand == Shorthand::Others {
+            // INVLPGB, which is no interrupt: whether the APIC is on does not matter.
+            return !own;
+        }
         match message.shorthand {
             Shorthand::None => self.matches(message),
             Shorthand::Oneself => own && self.enabled(),

@@ -2,6 +2,7 @@
 //! Registers; MOV—Move to/from Debug Registers).
 
 use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
+use undervisor_core::model::{ASIDS, INVLPGB_COUNT_MAX};
 use undervisor_core::{Cr0, Cr4, Dr6, Dr7, Efer, Exception, Feature, Intercept, SegReg, Vector, bits::CR0_DEFINED};
 
 use crate::cpu::{Cpu, Exec};
@@ -22,6 +23,8 @@ pub fn lookup(insn: &Instruction) -> Option<Row> {
         M::Clts => clts,
         M::Invlpg => invlpg,
         M::Invpcid => invpcid,
+        M::Invlpgb => invlpgb,
+        M::Tlbsync => tlbsync,
         _ => return None,
     }))
 }
@@ -62,6 +65,9 @@ fn mov_to_cr(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     }
     cpl0(cpu)?;
     let value = cpu.gpr(insn.op1_register());
+    if cpu.checks_before_intercepts() {
+        cpu.check_cr(cr, value)?;
+    }
     cpu.intercept(Intercept::WriteCr { cr, register: number(insn.op1_register()), value })?;
     match cr {
         0 => {
@@ -78,9 +84,7 @@ fn mov_to_cr(cpu: &mut Cpu, insn: &Instruction) -> Exec {
             cpu.write_cr4(value)
         }
         _ => {
-            if value >> 4 != 0 {
-                return Err(cpu.gp(0));
-            }
+            cpu.check_cr(8, value)?;
             if !cpu.virt_write_cr8(value)? {
                 cpu.write_task_priority(value as u8);
             }
@@ -90,30 +94,49 @@ fn mov_to_cr(cpu: &mut Cpu, insn: &Instruction) -> Exec {
 }
 
 impl Cpu {
+    /// In an SVM guest most instructions are checked for exceptions before their intercepts, some by what they would write (APM vol. 2,
+    /// Instruction Intercepts); a VM exit comes before those (SDM vol. 3, Relative Priority of Faults and VM Exits).
+    pub(crate) fn checks_before_intercepts(&self) -> bool {
+        self.virt.guest && self.is_amd()
+    }
+
+    /// #GP(0) if MOV to a control register may not write `value`, memory aside.
+    fn check_cr(&mut self, cr: u8, value: u64) -> Exec {
+        let wrong = match cr {
+            0 => self.cr0_wrong(value),
+            3 => self.cr3_wrong(value),
+            4 => self.cr4_wrong(value),
+            8 => value >> 4 != 0,
+            _ => false,
+        };
+        if wrong { Err(self.gp(0)) } else { Ok(()) }
+    }
+
+    fn cr0_wrong(&self, value: u64) -> bool {
+        let new = Cr0::from_bits_retain(value & CR0_DEFINED | Cr0::ET.bits());
+        let (paged, pages) = (self.state.cr0.contains(Cr0::PG), new.contains(Cr0::PG));
+        let (efer, cr4) = (self.state.efer, self.state.cr4);
+        let tr16 = matches!(self.state.tr.kind(), system::TSS16 | system::TSS16_BUSY);
+        let cannot_enter = !cr4.contains(Cr4::PAE) || self.state.segment(SegReg::Cs).long() || tr16;
+        value >> 32 != 0
+            || (pages && !new.contains(Cr0::PE))
+            || (new.contains(Cr0::NW) && !new.contains(Cr0::CD))
+            || !self.virt_cr_allowed(0, new.bits())
+            || (pages && !paged && efer.contains(Efer::LME) && cannot_enter)
+            || (!pages && paged && (self.mode.is64() || cr4.contains(Cr4::PCIDE)))
+    }
+
     /// MOV to CR0, checks included.
     pub fn write_cr0(&mut self, value: u64) -> Exec {
-        if value >> 32 != 0 {
-            return Err(self.gp(0));
-        }
+        self.check_cr(0, value)?;
         let new = Cr0::from_bits_retain(value & CR0_DEFINED | Cr0::ET.bits());
         let old = self.state.cr0;
-        let wrong = (new.contains(Cr0::PG) && !new.contains(Cr0::PE)) || (new.contains(Cr0::NW) && !new.contains(Cr0::CD));
-        if wrong || !self.virt_cr_allowed(0, new.bits()) {
-            return Err(self.gp(0));
-        }
         let (paged, pages) = (old.contains(Cr0::PG), new.contains(Cr0::PG));
         let mut efer = self.state.efer;
         if pages && !paged && efer.contains(Efer::LME) {
-            let tr16 = matches!(self.state.tr.kind(), system::TSS16 | system::TSS16_BUSY);
-            if !self.state.cr4.contains(Cr4::PAE) || self.state.segment(SegReg::Cs).long() || tr16 {
-                return Err(self.gp(0));
-            }
             efer |= Efer::LMA;
         }
         if !pages && paged {
-            if self.mode.is64() || self.state.cr4.contains(Cr4::PCIDE) {
-                return Err(self.gp(0));
-            }
             efer &= !Efer::LMA;
         }
         let changed = old ^ new;
@@ -135,19 +158,24 @@ impl Cpu {
         self.model.cr4_bits()
     }
 
+    fn cr4_wrong(&self, value: u64) -> bool {
+        let new = Cr4::from_bits_retain(value);
+        let changed = self.state.cr4 ^ new;
+        let long = self.state.long_mode();
+        value & !self.cr4_allowed() != 0
+            || (long && changed.intersects(Cr4::LA57))
+            || (long && !new.contains(Cr4::PAE))
+            || (changed.contains(Cr4::PCIDE) && new.contains(Cr4::PCIDE) && (!long || self.state.cr3 & 0xfff != 0))
+            || !self.virt_cr_allowed(4, value)
+    }
+
     /// MOV to CR4, checks included.
     pub fn write_cr4(&mut self, value: u64) -> Exec {
+        self.check_cr(4, value)?;
         let old = self.state.cr4;
         let new = Cr4::from_bits_retain(value);
         let changed = old ^ new;
         let long = self.state.long_mode();
-        let wrong = value & !self.cr4_allowed() != 0
-            || (long && changed.intersects(Cr4::LA57))
-            || (long && !new.contains(Cr4::PAE))
-            || (changed.contains(Cr4::PCIDE) && new.contains(Cr4::PCIDE) && (!long || self.state.cr3 & 0xfff != 0));
-        if wrong || !self.virt_cr_allowed(4, value) {
-            return Err(self.gp(0));
-        }
         let reload = Cr4::PAE | Cr4::PGE | Cr4::PSE | Cr4::SMEP;
         if self.state.paging() && !long && changed.intersects(reload) {
             self.load_pdptes(self.state.cr3, self.state.cr0, new)?;
@@ -161,15 +189,18 @@ impl Cpu {
         Ok(())
     }
 
+    /// With CR4.PCIDE bit 63 is no part of CR3.
+    fn cr3_wrong(&self, value: u64) -> bool {
+        let value = if self.state.cr4.contains(Cr4::PCIDE) { value & !(1 << 63) } else { value };
+        self.mode.is64() && value >> self.physical_bits() != 0
+    }
+
     /// MOV to CR3, checks included.
     pub fn write_cr3(&mut self, value: u64) -> Exec {
+        self.check_cr(3, value)?;
         let pcide = self.state.cr4.contains(Cr4::PCIDE);
         let keep = pcide && value >> 63 != 0;
         let value = if pcide { value & !(1 << 63) } else { value };
-        let reserved = !0 << self.physical_bits();
-        if self.mode.is64() && value & reserved != 0 {
-            return Err(self.gp(0));
-        }
         self.load_pdptes(value, self.state.cr0, self.state.cr4)?;
         self.state.cr3 = value;
         self.cr3_written(keep);
@@ -185,6 +216,10 @@ impl Cpu {
 /// LMSW: the low four bits of CR0; PE can be set but not cleared.
 fn lmsw(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     cpl0(cpu)?;
+    if cpu.checks_before_intercepts() {
+        // SVM's intercept reports nothing of the operand, and comes before its memory exceptions.
+        cpu.intercept(Intercept::Lmsw { source: 0, address: None, register: 0 })?;
+    }
     let (source, address, register) = if insn.op0_kind() == OpKind::Register {
         (cpu.gpr(insn.op0_register()) as u16, None, number(insn.op0_register()))
     } else {
@@ -253,6 +288,11 @@ fn debug_access(cpu: &mut Cpu, register: Register, what: impl FnOnce(u8) -> Inte
     Ok(dr)
 }
 
+/// #GP(0) for bits of DR6 and DR7 that must be zero.
+fn check_dr(cpu: &mut Cpu, dr: u8, value: u64) -> Exec {
+    if dr >= 6 && value >> 32 != 0 { Err(cpu.gp(0)) } else { Ok(()) }
+}
+
 fn mov_from_dr(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     let register = number(insn.op0_register());
     let dr = debug_access(cpu, insn.op1_register(), |dr| Intercept::ReadDr { dr, register })?;
@@ -267,11 +307,13 @@ fn mov_from_dr(cpu: &mut Cpu, insn: &Instruction) -> Exec {
 
 fn mov_to_dr(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     let value = cpu.gpr(insn.op1_register());
+    if cpu.checks_before_intercepts() && cpu.state.cpl == 0 && cpu.state.dr7 & Dr7::GD.bits() == 0 {
+        let dr = debug_register(cpu, insn.op0_register())?;
+        check_dr(cpu, dr, value)?;
+    }
     let register = number(insn.op1_register());
     let dr = debug_access(cpu, insn.op0_register(), |dr| Intercept::WriteDr { dr, register, value })?;
-    if dr >= 6 && value >> 32 != 0 {
-        return Err(cpu.gp(0));
-    }
+    check_dr(cpu, dr, value)?;
     match dr {
         6 => {
             let bus_lock = if cpu.model.has(Feature::BUS_LOCK_DETECT) { Dr6::BLD } else { Dr6::empty() };
@@ -315,4 +357,62 @@ fn invpcid(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     }
     cpu.invpcid(kind, pcid as u16, address);
     Ok(())
+}
+
+/// INVLPGB (APM vol. 3): rAX says what to compare, with the address; EDX is the ASID and the PCID, ECX how many pages more.
+///
+/// | rAX | | EDX | | ECX | |
+/// |---|---|---|---|---|---|
+/// | 0 | compare the address | 15:0 | ASID | 15:0 | pages more |
+/// | 1 | compare the PCID | 27:16 | PCID | 31 | of 2 MiB |
+/// | 2 | compare the ASID | | | | |
+/// | 3 | global translations, too | | | | |
+/// | 4 | final translations only | | | | |
+/// | 5 | nested translations, too | | | | |
+fn invlpgb(cpu: &mut Cpu, insn: &Instruction) -> Exec {
+    const ADDRESS: u64 = 1 << 0;
+    const PCID: u64 = 1 << 1;
+    const ASID: u64 = 1 << 2;
+    const GLOBAL: u64 = 1 << 3;
+    cpl0(cpu)?;
+    cpu.intercept(Intercept::Invlpgb)?;
+    let rax = match insn.op0_register() {
+        Register::None => cpu.gpr(if cpu.mode.is64() { Register::RAX } else { Register::EAX }),
+        r => cpu.gpr(r),
+    };
+    let (ecx, edx) = (cpu.gpr(Register::ECX), cpu.gpr(Register::EDX));
+    let (asid, pcid) = (edx as u32 & 0xffff, (edx >> 16 & 0xfff) as u16);
+    let guest = cpu.svm_guest_asid();
+    let reserved = rax & 0xfc0 != 0 || ecx & 0x7fff_0000 != 0 || edx >> 28 != 0;
+    let far = ecx & 0xffff > INVLPGB_COUNT_MAX as u64;
+    // A guest's ASID is put in the place of what it says.
+    let foreign = guest.is_none() && rax & ASID != 0 && (asid >= ASIDS || asid != 0 && !cpu.state.efer.contains(Efer::SVME));
+    let untagged = rax & PCID != 0 && !cpu.state.cr4.contains(Cr4::PCIDE);
+    let absent = !cpu.state.protected() || !cpu.svm_invlpgb_enabled();
+    if absent || reserved || far || foreign || untagged {
+        cpu.intercept(Intercept::IllegalInvlpgb)?;
+        return Err(if absent { cpu.ud() } else { cpu.gp(0) });
+    }
+    let asid = guest.or((rax & ASID != 0).then_some(asid));
+    let pcid = (rax & PCID != 0).then_some(pcid);
+    if rax & ADDRESS != 0 && asid == Some(cpu.translations.tag) && pcid.is_none() && rax & GLOBAL != 0 {
+        let size = if ecx >> 31 != 0 { 1u64 << 21 } else { 1 << 12 };
+        for page in 0..=ecx & 0xffff {
+            cpu.flush_page((rax & !0xfff).wrapping_add(page * size));
+        }
+    } else {
+        // More may go than was asked for.
+        cpu.flush_spaces(|k| asid.is_none_or(|a| k.tag == a) && pcid.is_none_or(|p| k.pcid == p));
+    }
+    cpu.broadcast_flush();
+    Ok(())
+}
+
+/// TLBSYNC (APM vol. 3): other processors have acted on INVLPGB before they go on, so there is nothing to wait for.
+fn tlbsync(cpu: &mut Cpu, _: &Instruction) -> Exec {
+    cpl0(cpu)?;
+    if !cpu.state.protected() || !cpu.svm_invlpgb_enabled() {
+        return Err(cpu.ud());
+    }
+    cpu.intercept(Intercept::Tlbsync)
 }

@@ -221,6 +221,8 @@ fn leave(cpu: &mut Cpu, insn: &Instruction) -> Exec {
 /// PUSHF. In virtual-8086 mode with IOPL below 3 it needs CR4.VME and a 16-bit operand: VIF then stands in for IF and IOPL
 /// reads as 3 (SDM vol. 3, Virtual-8086 Mode Extensions: Method 5).
 fn pushf(cpu: &mut Cpu, insn: &Instruction) -> Exec {
+    // SVM's intercepts of PUSHF and POPF take priority over any exception.
+    cpu.intercept(Intercept::Pushf)?;
     let size = size_of(insn);
     let mut flags = cpu.state.rflags();
     if cpu.state.virtual_8086() && cpu.state.iopl() < 3 {
@@ -231,20 +233,19 @@ fn pushf(cpu: &mut Cpu, insn: &Instruction) -> Exec {
         flags |= Rflags::IOPL.bits();
         flags = if vif { flags | Rflags::IF.bits() } else { flags & !Rflags::IF.bits() };
     }
-    cpu.intercept(Intercept::Pushf)?;
     // VM and RF read as zero in the image.
     cpu.push(size, flags & !(Rflags::VM | Rflags::RF).bits())
 }
 
 /// POPF (SDM vol. 2, POPF/POPFD/POPFQ: Effect on the EFLAGS Register).
 fn popf(cpu: &mut Cpu, insn: &Instruction) -> Exec {
+    cpu.intercept(Intercept::Popf)?;
     let size = size_of(insn);
     let v8086 = cpu.state.virtual_8086();
     let extended = v8086 && cpu.state.iopl() < 3;
     if extended && (size != 2 || !cpu.state.cr4.contains(Cr4::VME)) {
         return Err(cpu.gp(0));
     }
-    cpu.intercept(Intercept::Popf)?;
     let sp = cpu.stack_pointer();
     let image = cpu.read_stack(sp, size)?;
     let old = cpu.state.rflags();

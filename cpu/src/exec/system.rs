@@ -3,7 +3,7 @@
 
 use iced_x86::{Code, Instruction, Mnemonic as M, Register};
 use undervisor_core::{
-    Activity, Cr4, Dr6, Efer, Event, EventKind, Intercept, Rflags, SegReg, Segment, Vector, model::Feature, regs,
+    Activity, Cr4, Dr6, Efer, Event, EventKind, Intercept, Rflags, SegReg, Segment, Vector, model::Feature, msr, regs,
 };
 
 use crate::cpu::{Cpu, Exec, attention};
@@ -33,6 +33,8 @@ pub fn lookup(insn: &Instruction) -> Option<Row> {
         M::Rdtsc => rdtsc,
         M::Rdtscp => rdtscp,
         M::Rdpmc => rdpmc,
+        M::Rdpru => rdpru,
+        M::Mcommit => mcommit,
         M::Rdmsr => rdmsr,
         M::Wrmsr => wrmsr,
         M::Xgetbv => xgetbv,
@@ -417,12 +419,40 @@ fn rdpmc(cpu: &mut Cpu, _: &Instruction) -> Exec {
     if cpu.state.protected() && cpu.state.cpl > 0 && !cpu.state.cr4.contains(Cr4::PCE) {
         return Err(cpu.gp(0));
     }
-    cpu.intercept(Intercept::Rdpmc)?;
     let ecx = cpu.gpr(Register::ECX) as u32;
+    if cpu.checks_before_intercepts() && cpu.performance_counter(ecx).is_none() {
+        return Err(cpu.gp(0));
+    }
+    cpu.intercept(Intercept::Rdpmc)?;
     let Some(value) = cpu.performance_counter(ecx) else {
         return Err(cpu.gp(0));
     };
     set_edx_eax(cpu, value);
+    Ok(())
+}
+
+/// RDPRU (APM vol. 3): MPERF and APERF at any privilege level; other registers read as zero.
+fn rdpru(cpu: &mut Cpu, _: &Instruction) -> Exec {
+    if cpu.state.cpl != 0 && cpu.state.cr4.contains(Cr4::TSD) {
+        return Err(cpu.ud());
+    }
+    cpu.intercept(Intercept::Rdpru)?;
+    let value = match cpu.gpr(Register::ECX) {
+        0 => cpu.performance_clock(msr::IA32_MPERF),
+        1 => cpu.performance_clock(msr::IA32_APERF),
+        _ => 0,
+    };
+    set_edx_eax(cpu, value);
+    Ok(())
+}
+
+/// MCOMMIT (APM vol. 3): stores are in memory at once, without errors.
+fn mcommit(cpu: &mut Cpu, _: &Instruction) -> Exec {
+    if !cpu.state.efer.contains(Efer::MCOMMIT) {
+        return Err(cpu.ud());
+    }
+    cpu.intercept(Intercept::Mcommit)?;
+    cpu.state.set_flag(Rflags::CF, false);
     Ok(())
 }
 

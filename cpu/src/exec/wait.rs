@@ -35,12 +35,18 @@ fn monitor(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     if cpu.state.cpl != 0 {
         return Err(cpu.ud());
     }
-    cpu.intercept(Intercept::Monitor)?;
+    let first = cpu.checks_before_intercepts();
+    if !first {
+        cpu.intercept(Intercept::Monitor)?;
+    }
     if cpu.gpr(Register::ECX) != 0 {
         return Err(cpu.gp(0));
     }
     let base = insn.op0_register();
     let physical = line(cpu, insn, if base.is_gpr() { base } else { Register::RAX })?;
+    if first {
+        cpu.intercept(Intercept::Monitor)?;
+    }
     cpu.arm_monitor(physical, false);
     Ok(())
 }
@@ -50,8 +56,11 @@ fn mwait(cpu: &mut Cpu, _: &Instruction) -> Exec {
         return Err(cpu.ud());
     }
     let armed = cpu.monitor.armed && !cpu.monitor.user && !cpu.monitor_fired();
-    cpu.intercept(Intercept::Mwait { armed })?;
     let extensions = cpu.gpr(Register::ECX);
+    if cpu.checks_before_intercepts() && extensions & !1 != 0 {
+        return Err(cpu.gp(0));
+    }
+    cpu.intercept(Intercept::Mwait { armed })?;
     if extensions & !1 != 0 {
         return Err(cpu.gp(0));
     }

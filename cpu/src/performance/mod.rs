@@ -73,6 +73,18 @@ impl Cpu {
         self.retired() + self.counters.paused
     }
 
+    /// MPERF or APERF, which count alike: the clock runs at one speed, while the processor does.
+    pub(crate) fn performance_clock(&self, msr: u32) -> u64 {
+        let offset = self.state.msrs.other.get(&msr).copied().unwrap_or(0);
+        let clock = self.own_time().wrapping_mul(crate::time::TSC_MULTIPLE).wrapping_add(offset);
+        if msr == undervisor_core::msr::IA32_MPERF { self.virt_mperf(clock) } else { clock }
+    }
+
+    pub(crate) fn set_performance_clock(&mut self, msr: u32, value: u64) {
+        let offset = value.wrapping_sub(self.own_time().wrapping_mul(crate::time::TSC_MULTIPLE));
+        self.state.msrs.other.insert(msr, offset);
+    }
+
     fn totals(&self) -> Totals {
         let m = &self.performance;
         Totals {

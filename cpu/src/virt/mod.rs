@@ -166,7 +166,7 @@ impl Cpu {
         }
     }
 
-    /// An INIT is pending. It has been taken if this exits.
+    /// An INIT is pending. On Intel's processors it has been taken if this exits; on AMD's it stays.
     pub fn intercept_init(&mut self) -> Exec<InitAction> {
         match self.model.vendor {
             Vendor::Intel => self.vmx_intercept_init(),
@@ -369,6 +369,11 @@ impl Cpu {
     /// The CPL that an exit saves.
     pub fn interrupted_cpl(&self) -> u8 {
         self.virt.interrupted_cpl.unwrap_or(self.state.cpl)
+    }
+
+    /// MPERF as the current level sees it.
+    pub fn virt_mperf(&self, clock: u64) -> u64 {
+        if self.virt.guest && self.model.vendor == Vendor::Amd { self.svm_mperf(clock) } else { clock }
     }
 
     /// An exception made by the seam itself.

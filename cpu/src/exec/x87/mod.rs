@@ -133,6 +133,9 @@ impl Cpu {
         if self.state.cr0.contains(Cr0::NE) {
             return Err(self.raise(Exception::new(Vector::MF)));
         }
+        if self.is_amd() && self.svm_ignores_numeric_errors() {
+            return Ok(());
+        }
         self.intercept(Intercept::FerrFreeze)?;
         // A real processor freezes until the interrupt comes, which then follows at once; here the interrupt comes at the next
         // boundary.

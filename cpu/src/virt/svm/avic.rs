@@ -2,7 +2,7 @@
 
 use undervisor_core::{Event, EventKind, SvmFeatures, apic as register};
 use undervisor_mmu::PAGE_MASK;
-use undervisor_svm::apic::{BackingPage, Behaviour, Tables, read_behaviour, write_behaviour};
+use undervisor_svm::apic::{BackingPage, Behaviour, Tables, read_behaviour, write_behaviour, x2_exists};
 use undervisor_svm::controls::v_intr;
 use undervisor_svm::exit::ExitInformation;
 use undervisor_svm::{Field, reason};
@@ -53,6 +53,12 @@ impl Cpu {
         let vector = page.deliverable()?;
         page.accept(vector);
         Some(Event { kind: EventKind::External, vector, error_code: None, payload: 0, instruction_length: 0 })
+    }
+
+    /// An interrupt waits that its priority lets through.
+    pub(super) fn svm_avic_waits(&self) -> bool {
+        let shared = self.shared.clone();
+        self.svm_backing(&shared).deliverable().is_some()
     }
 
     pub(super) fn svm_avic_tpr(&self) -> u8 {
@@ -193,6 +199,9 @@ impl Cpu {
             return Ok(None);
         }
         let offset = (msr - 0x800) << 4;
+        if !x2_exists(offset) || matches!(offset, register::EOI | register::SELF_IPI) {
+            return Err(self.gp(0));
+        }
         if read_behaviour(offset) == Behaviour::Fault {
             return Err(self.svm_avic_fault(offset, false));
         }
@@ -208,6 +217,15 @@ impl Cpu {
             return Ok(false);
         }
         let offset = (msr - 0x800) << 4;
+        let legal = match offset {
+            register::ICR => u64::MAX,
+            register::TPR | register::SELF_IPI => 0xff,
+            register::EOI | register::ESR => 0,
+            _ => 0xffff_ffff,
+        };
+        if !x2_exists(offset) || value & !legal != 0 {
+            return Err(self.gp(0));
+        }
         let shared = self.shared.clone();
         match offset {
             register::ICR => self.svm_backing(&shared).write(register::ICR_HIGH, (value >> 32) as u32),
@@ -219,7 +237,7 @@ impl Cpu {
             _ => {}
         }
         let what = write_behaviour(offset);
-        if what == Behaviour::Fault || offset == register::ICR_HIGH {
+        if what == Behaviour::Fault {
             return Err(self.svm_avic_fault(offset, true));
         }
         self.svm_apic_write(offset, value as u32, what)?;

@@ -15,8 +15,9 @@ impl Cpu {
         }
         match point {
             Point::BeforeTraps => self.svm_take_trap().map(|()| None),
-            Point::BeforeNmi => Ok(self.svm_take_virtual_nmi()),
-            Point::BeforeInit | Point::BeforeInterrupt => Ok(None),
+            Point::BeforeNmi | Point::BeforeInit => Ok(None),
+            // "Physical NMI takes priority over virtual NMI."
+            Point::BeforeInterrupt => Ok(self.svm_take_virtual_nmi()),
             Point::AfterInterrupt => {
                 let taken = self.svm_take_virtual_interrupt()?;
                 if taken.is_none() && !self.svm_watching() && !self.svm_avic() {
@@ -35,6 +36,7 @@ impl Cpu {
     /// APM vol. 2, NMI Virtualization.
     fn svm_take_virtual_nmi(&mut self) -> Option<Event> {
         let open = self.svm_virtual_nmi()
+            && self.virt.svm.gif
             && self.svm_control(v_intr::NMI)
             && !self.svm_control(v_intr::NMI_MASK)
             && (!self.svm_virtual_gif() || self.svm_control(v_intr::GIF))
@@ -53,7 +55,7 @@ impl Cpu {
         if !self.state.flag(Rflags::IF) || self.svm_guest_shadow() {
             return Ok(None);
         }
-        if self.svm_virtual_gif() && control & v_intr::GIF == 0 {
+        if !self.virt.svm.gif || self.svm_virtual_gif() && control & v_intr::GIF == 0 {
             return Ok(None);
         }
         if self.svm_avic() {
@@ -111,7 +113,7 @@ impl Cpu {
         }
     }
 
-    /// CR8 is V_TPR under V_INTR_MASKING, or AVIC's TPR.
+    /// CR8 reads as V_TPR under V_INTR_MASKING, or as AVIC's TPR (APM vol. 2, Virtualizing APIC.TPR).
     pub(in crate::virt) fn svm_read_cr8(&mut self) -> Exec<Option<u64>> {
         let control = self.virt.svm.vmcb.get(Field::V_INTR_CONTROL);
         if self.svm_avic() {
@@ -123,14 +125,12 @@ impl Cpu {
     pub(in crate::virt) fn svm_write_cr8(&mut self, value: u64) -> Exec<bool> {
         let control = self.virt.svm.vmcb.get(Field::V_INTR_CONTROL);
         let avic = self.svm_avic();
-        if control & v_intr::MASKING == 0 && !avic {
-            return Ok(false);
-        }
         if avic {
             self.svm_avic_set_tpr((value as u8) << 4);
         }
+        // "Writes to CR8 affect both the APIC's TPR and V_TPR", or with V_INTR_MASKING only V_TPR.
         self.virt.svm.vmcb.set(Field::V_INTR_CONTROL, control & !v_intr::TPR | value & v_intr::TPR);
         self.attend(attention::VIRT);
-        Ok(true)
+        Ok(control & v_intr::MASKING != 0 || avic)
     }
 }

@@ -24,9 +24,6 @@ impl Cpu {
             self.observe_vmrun(address);
         }
         let seam = &mut self.virt.svm;
-        if seam.report_stale && features.contains(SvmFeatures::VMCB_CLEAN) {
-            seam.stale |= seam.vmcb.stale(memory, address);
-        }
         seam.vmcb.load(memory, address, features.contains(SvmFeatures::VMCB_CLEAN));
         seam.host.save(&self.state);
         self.count();
@@ -66,7 +63,12 @@ impl Cpu {
             let gmet = features.contains(SvmFeatures::GUEST_MODE_EXECUTE_TRAP)
                 && v.get(Field::NESTED_CONTROL) & nested::GMET_ENABLE != 0;
             let paging_limits = self.translations.limits();
+            let check = features.contains(SvmFeatures::SUPERVISOR_SHADOW_STACK)
+                && v.get(Field::NESTED_CONTROL) & nested::SSS_ENABLE != 0;
             nested_paging(&mut seam.npt, self.translations.host_paging(), v.get(Field::N_CR3), gmet, &paging_limits);
+            // "If the host is in legacy non-PAE mode or EFER.NXE is 0, attempts to enable it are ignored."
+            let p = &seam.npt.paging;
+            seam.npt.shadow_stack_check = check && p.nxe && p.mode != PagingMode::Bits32;
             self.translations.nested = Nested::Npt(seam.npt);
         } else if self.load_pdptes(self.state.cr3, self.state.cr0, self.state.cr4).is_err() {
             self.virt.svm.refused = Some("PDPTEs");
@@ -82,6 +84,7 @@ impl Cpu {
         seam.gif = true;
         seam.pause_left = seam.vmcb.get(Field::PAUSE_FILTER_COUNT) as u16;
         seam.pause_at = 0;
+        seam.bus_locks = features.contains(SvmFeatures::BUS_LOCK_THRESHOLD) && seam.vmcb.intercepts(reason::BUS_LOCK);
         self.virt.guest = true;
         self.svm_avic_enter();
         self.counters.vm_entries += 1;
@@ -221,6 +224,7 @@ impl Cpu {
             m.pat = host.pat;
         }
         self.virt.guest = false;
+        self.virt.svm.bus_locks = false;
         self.svm_avic_leave();
         self.translations.nested = Nested::None;
         self.translations.guest = false;

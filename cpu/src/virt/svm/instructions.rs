@@ -1,7 +1,7 @@
 //! SVM's instructions (APM vol. 3, System Instruction Reference).
 
 use iced_x86::{Instruction, Mnemonic as M, Register};
-use undervisor_core::{Efer, Intercept, SvmFeatures, Vendor};
+use undervisor_core::{Efer, Intercept, SegReg, SvmFeatures, Vendor};
 use undervisor_svm::controls::{extensions, v_intr};
 use undervisor_svm::entry::{vmload, vmsave};
 use undervisor_svm::{Field, reason};
@@ -28,8 +28,13 @@ pub fn lookup(insn: &Instruction) -> Option<Row> {
 
 /// #UD without SVM, in real and virtual-8086 mode; #GP(0) above CPL 0.
 fn privileged(cpu: &mut Cpu) -> Exec {
+    let on = cpu.state.efer.contains(Efer::SVME);
+    allowed(cpu, on)
+}
+
+fn allowed(cpu: &mut Cpu, on: bool) -> Exec {
     let s = &cpu.state;
-    if !s.efer.contains(Efer::SVME) || !s.protected() || s.virtual_8086() || cpu.model.vendor != Vendor::Amd {
+    if !on || !s.protected() || s.virtual_8086() || cpu.model.vendor != Vendor::Amd {
         return Err(cpu.ud());
     }
     if s.cpl != 0 {
@@ -78,10 +83,16 @@ fn load_save(cpu: &mut Cpu, insn: &Instruction, code: u64, write: bool) -> Exec<
     let virtualized = cpu.virt.guest
         && cpu.svm_has(SvmFeatures::VIRTUAL_VMLOAD_VMSAVE)
         && cpu.virt.svm.vmcb.get(Field::VIRTUAL_EXTENSIONS) & extensions::VMLOAD_VMSAVE != 0;
-    if virtualized && matches!(cpu.translations.nested, Nested::Npt(_)) {
-        return cpu.translate_physical(address, if write { Access::WRITE } else { Access::READ });
+    if !virtualized {
+        return Ok(address);
     }
-    Ok(address)
+    // "Only recognized when the hypervisor is in 64-bit mode and nested paging is enabled", else the instruction exits.
+    let host = &cpu.virt.svm.host;
+    let mode64 = host.efer.contains(Efer::LMA) && host.segments[SegReg::Cs as usize].long();
+    if !mode64 || !matches!(cpu.translations.nested, Nested::Npt(_)) {
+        return Err(cpu.svm_exit_instruction(code, 0, 0));
+    }
+    cpu.translate_physical(address, if write { Access::WRITE } else { Access::READ })
 }
 
 fn load(cpu: &mut Cpu, insn: &Instruction) -> Exec {
@@ -113,7 +124,9 @@ fn clear_gif(cpu: &mut Cpu, _: &Instruction) -> Exec {
 }
 
 fn gif(cpu: &mut Cpu, on: bool) -> Exec {
-    privileged(cpu)?;
+    // "On processors that support SVM-Lock, SKINIT and STGI can be executed even if EFER.SVME is 0" (APM vol. 2, SVM-Lock).
+    let enabled = cpu.state.efer.contains(Efer::SVME) || on && cpu.svm_has(SvmFeatures::SVM_LOCK);
+    allowed(cpu, enabled)?;
     let code = if on { reason::STGI } else { reason::CLGI };
     cpu.intercept(Intercept::SvmInstruction((code - reason::VMRUN) as u8))?;
     if cpu.virt.guest && cpu.svm_virtual_gif() {

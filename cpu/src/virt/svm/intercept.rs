@@ -1,5 +1,6 @@
 //! What a guest's VMCB intercepts (APM vol. 2, Intercept Operation; Instruction Intercepts; Decode Assists).
 
+use iced_x86::{Decoder, DecoderOptions};
 use undervisor_core::{Cr0, Event, EventKind, Intercept, SvmFeatures, Vector};
 use undervisor_svm::bitmaps::{io_intercepted, msr_intercepted};
 use undervisor_svm::controls::vm_cr;
@@ -35,7 +36,13 @@ impl Cpu {
     pub(in crate::virt) fn svm_intercept(&mut self, what: Intercept) -> Exec {
         match what {
             Intercept::Cpuid => self.svm_plain(reason::CPUID),
-            Intercept::Hlt => self.svm_plain(reason::HLT),
+            Intercept::Hlt => {
+                self.svm_plain(reason::HLT)?;
+                if self.svm_has(SvmFeatures::IDLE_HLT) && !self.svm_virtually_interrupted() {
+                    return self.svm_plain(reason::IDLE_HLT);
+                }
+                Ok(())
+            }
             Intercept::Invd => self.svm_plain(reason::INVD),
             Intercept::Wbinvd | Intercept::Wbnoinvd => self.svm_plain(reason::WBINVD),
             Intercept::Invlpg(linear) => self.svm_with(reason::INVLPG, self.svm_assist(linear), 0),
@@ -129,6 +136,10 @@ impl Cpu {
             Intercept::Icebp => self.svm_plain(reason::ICEBP),
             Intercept::Rdpru => self.svm_plain(reason::RDPRU),
             Intercept::Invlpga => self.svm_plain(reason::INVLPGA),
+            Intercept::Invlpgb => self.svm_plain(reason::INVLPGB),
+            Intercept::IllegalInvlpgb => self.svm_plain(reason::INVLPGB_ILLEGAL),
+            Intercept::Tlbsync if self.svm_has(SvmFeatures::TLBI_CONTROL) => self.svm_plain(reason::TLBSYNC),
+            Intercept::Mcommit => self.svm_plain(reason::MCOMMIT),
             Intercept::Skinit => self.svm_plain(reason::SKINIT),
             // VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI by their distance from VMRUN's code.
             Intercept::SvmInstruction(n) => self.svm_plain(reason::VMRUN + n as u64),
@@ -143,6 +154,7 @@ impl Cpu {
             | Intercept::Rdrand { .. }
             | Intercept::Rdseed { .. }
             | Intercept::VmxInstruction(_)
+            | Intercept::Tlbsync
             | Intercept::Vmcall => Ok(()),
         }
     }
@@ -168,16 +180,28 @@ impl Cpu {
             let seam = &mut self.virt.svm;
             let threshold = seam.vmcb.get(Field::PAUSE_FILTER_THRESHOLD);
             let has_threshold = self.model.svm.contains(SvmFeatures::PAUSE_FILTER_THRESHOLD);
-            if has_threshold && threshold != 0 && now.wrapping_sub(seam.pause_at) > threshold {
-                seam.pause_left = seam.vmcb.get(Field::PAUSE_FILTER_COUNT) as u16;
+            let long_ago = now.wrapping_sub(std::mem::replace(&mut seam.pause_at, now)) > threshold;
+            let count = seam.vmcb.get(Field::PAUSE_FILTER_COUNT) as u16;
+            if has_threshold && threshold != 0 && long_ago && count != 0 {
+                // "The count is reloaded and execution continues."
+                seam.pause_left = count;
+                return Ok(());
             }
-            seam.pause_at = now;
             if seam.pause_left > 0 {
                 seam.pause_left -= 1;
                 return Ok(());
             }
         }
         self.svm_plain(reason::PAUSE)
+    }
+
+    /// Length of the instruction at RIP; 0 if it cannot be read.
+    fn length_of_instruction(&mut self) -> u64 {
+        let mut bytes = [0; 15];
+        let rip = self.state.rip();
+        let count = self.peek_code(rip, &mut bytes);
+        let insn = Decoder::new(self.mode.bits(), &bytes[..count], DecoderOptions::AMD).decode();
+        if insn.is_invalid() { 0 } else { insn.len() as u64 }
     }
 
     pub(in crate::virt) fn svm_intercept_exception(&mut self, event: &Event) -> Exec {
@@ -201,8 +225,14 @@ impl Cpu {
             }
             _ => {}
         }
-        if event.kind == EventKind::SoftwareException && self.svm_has(SvmFeatures::NRIP_SAVE) {
-            next_rip = self.state.rip().wrapping_add(event.instruction_length as u64);
+        // INT3, INTO and BOUND have one (APM vol. 2, State Saved on Exit).
+        let length = match event.vector {
+            Vector::BR => self.length_of_instruction(),
+            _ if event.kind == EventKind::SoftwareException => event.instruction_length as u64,
+            _ => 0,
+        };
+        if length != 0 && self.svm_has(SvmFeatures::NRIP_SAVE) {
+            next_rip = self.state.rip().wrapping_add(length);
         }
         let info1 = event.error_code.unwrap_or(0) as u64;
         let rip = self.state.rip();
@@ -237,8 +267,8 @@ impl Cpu {
             return Ok(false);
         }
         if self.virt.guest && self.svm_intercepts(reason::SMI) {
-            // EXITINFO1 bit 0 is clear: not an I/O instruction's.
-            return Err(self.svm_exit_event(reason::SMI, 0, 0));
+            // EXITINFO1 bit 0: asserted from outside. There is no I/O trapping of the processor's own.
+            return Err(self.svm_exit_event(reason::SMI, 1, 0));
         }
         Ok(true)
     }
@@ -247,6 +277,7 @@ impl Cpu {
         if !self.virt.svm.gif {
             return Ok(InitAction::Blocked);
         }
+        // It stays pending (APM vol. 2, INIT Support): the hypervisor meets it when it sets GIF.
         if self.virt.guest && self.svm_intercepts(reason::INIT) {
             return Err(self.svm_exit_event(reason::INIT, 0, 0));
         }
@@ -258,6 +289,10 @@ impl Cpu {
             self.svm_leave_guest();
         }
         self.virt.svm = Default::default();
+        // SVMDIS "is cleared by INIT when LOCK is cleared to 0" (APM vol. 2, VM_CR MSR).
+        if self.state.msrs.vm_cr & vm_cr::LOCK == 0 {
+            self.state.msrs.vm_cr &= !vm_cr::SVMDIS;
+        }
         Ok(InitAction::Accept)
     }
 
@@ -274,9 +309,7 @@ impl Cpu {
         };
         info2 |= u64::from(switch.error_code.is_some()) << 44;
         info2 |= (self.state.rflags() >> 16 & 1) << 48;
-        let rip = self.svm_rip();
-        let next_rip = if self.svm_has(SvmFeatures::NRIP_SAVE) { switch.return_rip } else { 0 };
-        let info = ExitInformation { code: reason::TASK_SWITCH, info1: switch.selector as u64, info2, next_rip };
-        Err(self.svm_exit(&info, rip))
+        // Not one of the intercepts that save nRIP.
+        Err(self.svm_exit_event(reason::TASK_SWITCH, switch.selector as u64, info2))
     }
 }

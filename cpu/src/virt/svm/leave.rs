@@ -1,8 +1,8 @@
 //! #VMEXIT (APM vol. 2, #VMEXIT).
 
-use undervisor_core::{Activity, Dr6, Event, Rflags, SvmFeatures};
+use undervisor_core::{Activity, Dr6, Event, EventKind, Rflags, SvmFeatures};
 use undervisor_mmu::NptExit;
-use undervisor_svm::controls::extensions;
+use undervisor_svm::controls::{extensions, v_intr};
 use undervisor_svm::exit::{ExitInformation, save_guest};
 use undervisor_svm::{Field, reason};
 
@@ -38,6 +38,10 @@ impl Cpu {
         }
         self.virt.interrupted_cpl = None;
         self.virt.nmi_unblocked_by_iret = false;
+        // "If a #VMEXIT occurs during the virtual NMI delivery, V_NMI_MASK is saved as 0" (APM vol. 2, NMI Virtualization).
+        if delivering.is_some_and(|e| e.kind == EventKind::Nmi) && self.svm_virtual_nmi() {
+            self.svm_set_control(v_intr::NMI_MASK, false);
+        }
         let np = matches!(self.translations.nested, Nested::Npt(_));
         // The instruction bytes are those of a page fault, kept before; zero with any other exit.
         if !matches!(exit.code, reason::NPF | PAGE_FAULT) {
@@ -49,7 +53,8 @@ impl Cpu {
         let features = self.model.svm;
         let lbr = features.contains(SvmFeatures::LBR_VIRTUALIZATION)
             && seam.vmcb.get(Field::VIRTUAL_EXTENSIONS) & extensions::LBR != 0;
-        seam.vmcb.store(&shared.memory, lbr, np, features.contains(SvmFeatures::VIRTUAL_SPEC_CTRL));
+        let (spec_ctrl, bus_lock) = (SvmFeatures::VIRTUAL_SPEC_CTRL, SvmFeatures::BUS_LOCK_THRESHOLD);
+        seam.vmcb.store(&shared.memory, lbr, np, features.contains(spec_ctrl), features.contains(bus_lock));
         if let Some(index) = seam.vmcb.address().and_then(|a| shared.memory.page_index(a))
             && shared.code().is_code(index)
         {

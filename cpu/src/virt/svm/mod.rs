@@ -2,6 +2,7 @@
 
 mod avic;
 mod boundary;
+pub(crate) mod bus_lock;
 mod enter;
 pub mod instructions;
 mod intercept;
@@ -12,7 +13,7 @@ mod tests;
 
 use undervisor_core::{SvmFeatures, bits::Cr4, bits::Efer};
 use undervisor_mmu::Npt;
-use undervisor_svm::controls::v_intr;
+use undervisor_svm::controls::{nested, v_intr};
 use undervisor_svm::entry::Host;
 use undervisor_svm::{Field, Limits, Vmcb};
 
@@ -36,10 +37,8 @@ pub struct SvmSeam {
     limits: Option<Limits>,
     /// Name of the check that the last refused VMRUN failed.
     pub refused: Option<&'static str>,
-    /// Look for clean bits that lie, at some cost per VMRUN.
-    pub report_stale: bool,
-    /// Clean groups that were stale at some VMRUN, if looked for.
-    pub stale: u32,
+    /// The running guest's bus locks are counted.
+    pub bus_locks: bool,
     /// Backing page of the running guest's AVIC, or all ones.
     avic_page: u64,
     /// An exit due when the instruction in flight is complete.
@@ -61,8 +60,7 @@ impl Default for SvmSeam {
             npt: Npt::default(),
             limits: None,
             refused: None,
-            report_stale: false,
-            stale: 0,
+            bus_locks: false,
             avic_page: avic::NO_PAGE,
             trap: None,
             alone: false,
@@ -110,6 +108,24 @@ impl Cpu {
     /// Virtual NMIs are enabled in the running guest.
     fn svm_virtual_nmi(&self) -> bool {
         self.svm_control(v_intr::NMI_ENABLE) && self.svm_has(SvmFeatures::VIRTUAL_NMI)
+    }
+
+    /// A virtual interrupt or NMI waits for the running guest to take it.
+    fn svm_virtually_interrupted(&mut self) -> bool {
+        let nmi = self.svm_virtual_nmi() && self.svm_control(v_intr::NMI);
+        nmi || if self.svm_avic() { self.svm_avic_waits() } else { self.svm_control(v_intr::IRQ) }
+    }
+
+    /// Whether INVLPGB and TLBSYNC exist here: a guest has them where its VMCB says so, or the processor cannot say otherwise.
+    pub(crate) fn svm_invlpgb_enabled(&self) -> bool {
+        !self.virt.guest
+            || !self.svm_has(SvmFeatures::TLBI_CONTROL)
+            || self.virt.svm.vmcb.get(Field::NESTED_CONTROL) & nested::INVLPGB_ENABLE != 0
+    }
+
+    /// The address space that INVLPGB of a guest is confined to.
+    pub(crate) fn svm_guest_asid(&self) -> Option<u32> {
+        self.virt.guest.then(|| self.virt.svm.vmcb.get(Field::GUEST_ASID) as u32)
     }
 
     /// A virtual GIF stands for the global interrupt flag in the running guest.

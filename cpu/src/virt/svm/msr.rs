@@ -25,7 +25,9 @@ impl Cpu {
             msr::AMD_VM_CR if self.svm_exists() => Some(m.vm_cr),
             msr::AMD_VM_HSAVE_PA if self.svm_exists() => Some(m.vm_hsave_pa),
             msr::AMD_TSC_RATIO if self.svm_has(SvmFeatures::TSC_RATE_MSR) => Some(m.tsc_ratio),
-            IGNNE | SVM_KEY if self.svm_exists() => Some(0),
+            IGNNE if self.svm_exists() => Some(m.other.get(&IGNNE).copied().unwrap_or(0)),
+            // "Reading the SVM_KEY MSR always returns zero."
+            SVM_KEY if self.svm_exists() => Some(0),
             DOORBELL if self.svm_has(SvmFeatures::AVIC) => return Err(self.gp(0)),
             0x800..=0x8ff => return self.svm_x2avic_read(number),
             _ => None,
@@ -56,14 +58,45 @@ impl Cpu {
                 }
                 self.state.msrs.tsc_ratio = value;
             }
-            IGNNE if self.svm_exists() => {}
-            // No key has been set, so any key unlocks.
-            SVM_KEY if self.svm_has(SvmFeatures::SVM_LOCK) => self.state.msrs.vm_cr &= !vm_cr::LOCK,
-            DOORBELL if self.svm_has(SvmFeatures::AVIC) => self.svm_doorbell(value as u32),
+            IGNNE if self.svm_exists() => {
+                if value & !1 != 0 {
+                    return Err(self.gp(0));
+                }
+                self.state.msrs.other.insert(IGNNE, value);
+            }
+            SVM_KEY if self.svm_has(SvmFeatures::SVM_LOCK) => self.svm_write_key(value),
+            DOORBELL if self.svm_has(SvmFeatures::AVIC) => {
+                if value >> 32 != 0 {
+                    return Err(self.gp(0));
+                }
+                self.svm_doorbell(value as u32);
+            }
             0x800..=0x8ff => return self.svm_x2avic_write(number, value),
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// APM vol. 2, SVM_KEY MSR: unlocked, it sets the key; locked, the key unlocks, unless it is zero.
+    fn svm_write_key(&mut self, value: u64) {
+        let m = &mut self.state.msrs;
+        if m.vm_cr & vm_cr::LOCK == 0 {
+            m.other.insert(SVM_KEY, value);
+        } else if value != 0 && m.other.get(&SVM_KEY) == Some(&value) {
+            m.vm_cr &= !vm_cr::LOCK;
+        }
+    }
+
+    /// Whether IGNNE is asserted: by its MSR, once HWCR says that this stands for the pin (APM vol. 2, IGNNE MSR).
+    pub(crate) fn svm_ignores_numeric_errors(&self) -> bool {
+        const EMULATION: u64 = 1 << 8;
+        let m = &self.state.msrs;
+        m.hwcr & EMULATION != 0 && m.other.get(&IGNNE) == Some(&1)
+    }
+
+    /// MPERF as a guest reads it: scaled as the TSC is, without its offset.
+    pub(in crate::virt) fn svm_mperf(&self, clock: u64) -> u64 {
+        if self.svm_has(SvmFeatures::TSC_RATE_MSR) { guest_tsc(clock, self.state.msrs.tsc_ratio, 0) } else { clock }
     }
 
     pub(in crate::virt) fn svm_tsc(&self, tsc: u64) -> u64 {

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use iced_x86::code_asm::*;
 use proptest::prelude::*;
-use undervisor_core::{Cr0, Cr4, Efer, Model, SegReg, Segment, regs};
+use undervisor_core::{Cr0, Cr4, Efer, Model, SegReg, Segment, SvmFeatures, regs};
 use undervisor_mmu::{GuestMemory, NullBus};
 use undervisor_svm::controls::v_intr;
 use undervisor_svm::fields::{FIELDS, clean};
@@ -226,8 +226,15 @@ fn instruction_intercepts() {
         (reason::CR0_READ + 3, mov | 9, |a| a.mov(r9, cr3)),
         (reason::CR0_READ + 8, mov | 1, |a| a.mov(rcx, cr8)),
         (reason::CR0_WRITE + 3, mov | 2, |a| a.mov(cr3, rdx)),
-        (reason::CR0_WRITE + 4, mov | 2, |a| a.mov(cr4, rdx)),
-        (reason::CR0_SEL_WRITE, mov | 2, |a| a.mov(cr0, rdx)),
+        (reason::CR0_WRITE + 4, mov | 2, |a| {
+            a.mov(rdx, cr4)?;
+            a.mov(cr4, rdx)
+        }),
+        (reason::CR0_SEL_WRITE, mov | 2, |a| {
+            a.mov(rdx, cr0)?;
+            a.xor(edx, 1 << 16)?;
+            a.mov(cr0, rdx)
+        }),
         (reason::CR0_WRITE, 0, |a| a.clts()),
         (reason::CR0_SEL_WRITE, 0, |a| a.lmsw(dx)),
         (reason::CR0_READ, 0, |a| a.smsw(edx)),
@@ -487,6 +494,8 @@ fn an_init_exits_or_becomes_sx() {
     r.cpu.signal_init();
     assert_eq!(r.run(), reason::INIT);
     assert_eq!((r.get(Field::EXITINFO1), r.get(Field::EXITINFO2), r.get(Field::RIP)), (0, 0, GUEST));
+    // It stays pending for the hypervisor (APM vol. 2, INIT Support).
+    assert!(r.cpu.signals.init && !r.cpu.virt.svm.gif);
     let mut r = Rig::new(|a| a.nop());
     r.intercept(reason::EXCEPTION_0 + 30);
     r.cpu.state.msrs.vm_cr = 2;
@@ -494,6 +503,7 @@ fn an_init_exits_or_becomes_sx() {
     r.cpu.signal_init();
     assert_eq!(r.run(), reason::EXCEPTION_0 + 30);
     assert_eq!((r.get(Field::EXITINFO1), r.get(Field::RIP)), (1, GUEST));
+    assert!(!r.cpu.signals.init);
 }
 
 #[test]
@@ -504,8 +514,116 @@ fn an_smi_exits_and_stays_pending() {
     r.cpu.signals.smi = true;
     r.cpu.attend(crate::cpu::attention::INTERRUPT);
     assert_eq!(r.run(), reason::SMI);
-    assert_eq!((r.get(Field::EXITINFO1) & 1, r.get(Field::RIP)), (0, GUEST));
+    assert_eq!((r.get(Field::EXITINFO1) & 1, r.get(Field::RIP)), (1, GUEST));
     assert!(r.cpu.signals.smi);
+}
+
+/// A physical NMI comes before a virtual one, whose mask is saved clear if its delivery exits.
+#[test]
+fn virtual_nmis_wait_for_physical_ones() {
+    let mut r = Rig::new(|a| a.nop());
+    r.handler(2);
+    r.intercept(reason::NMI);
+    r.put(Field::V_INTR_CONTROL, v_intr::NMI_ENABLE | v_intr::NMI);
+    r.cpu.virt.svm.gif = false;
+    r.cpu.signal_nmi();
+    assert_eq!(r.run(), reason::NMI);
+    let bits = v_intr::NMI | v_intr::NMI_MASK;
+    assert_eq!((r.get(Field::V_INTR_CONTROL) & bits, r.get(Field::RIP)), (v_intr::NMI, GUEST));
+    r.cpu.signals.nmi = false;
+    r.put(Field::IDTR_LIMIT, 0);
+    r.intercept(reason::EXCEPTION_0 + 13);
+    assert_eq!(r.run(), reason::EXCEPTION_0 + 13);
+    assert_eq!((r.get(Field::V_INTR_CONTROL) & bits, r.get(Field::EXITINTINFO)), (0, 1 << 31 | 2 << 8 | 2));
+}
+
+/// A guest that may clear the processor's GIF holds back its own virtual interrupts with it.
+#[test]
+fn virtual_interrupts_need_gif() {
+    let mut r = Rig::new(|a| {
+        a.clgi()?;
+        a.sti()?;
+        a.nop()?;
+        a.vmmcall()
+    });
+    r.put(Field::V_INTR_CONTROL, v_intr::IRQ | v_intr::IGNORE_TPR);
+    r.put(Field::V_INTR_VECTOR, 0x50);
+    assert_eq!(r.run(), reason::VMMCALL);
+    assert_eq!(r.get(Field::RIP), GUEST + 5);
+}
+
+/// APM vol. 2, SVM-Lock; SVM_KEY MSR; IGNNE MSR.
+#[test]
+fn svm_lock_and_its_key() {
+    use undervisor_core::msr::AMD_VM_CR;
+    const SVM_KEY: u32 = 0xc001_0118;
+    let mut r = Rig::new(|a| a.nop());
+    let c = &mut *r.cpu;
+    c.write_msr(SVM_KEY, 0x1234_5678_9abc_def0).expect("a key");
+    c.write_msr(AMD_VM_CR, 1 << 3).expect("LOCK");
+    c.write_msr(AMD_VM_CR, 0).expect("no effect");
+    c.write_msr(SVM_KEY, 1).expect("the wrong key");
+    assert_eq!(c.read_msr(AMD_VM_CR), Ok(1 << 3));
+    c.write_msr(SVM_KEY, 0x1234_5678_9abc_def0).expect("the key");
+    assert_eq!((c.read_msr(AMD_VM_CR), c.read_msr(SVM_KEY)), (Ok(0), Ok(0)));
+    // Without a key only a reset unlocks.
+    c.write_msr(SVM_KEY, 0).expect("no key");
+    c.write_msr(AMD_VM_CR, 1 << 3).expect("LOCK");
+    c.write_msr(SVM_KEY, 0).expect("no effect");
+    assert_eq!(c.read_msr(AMD_VM_CR), Ok(1 << 3));
+    assert!(c.write_msr(0xc001_0115, 2).is_err() && c.write_msr(0xc001_0115, 1).is_ok());
+    assert_eq!(c.read_msr(0xc001_0115), Ok(1));
+}
+
+/// STGI works without EFER.SVME where SVM can be locked, CLGI does not.
+#[test]
+fn stgi_without_svme() {
+    for (name, stgi, lock, gif) in [("STGI", true, true, true), ("STGI", true, false, false), ("CLGI", false, true, false)] {
+        let mut model = Model::max_amd();
+        model.svm.set(SvmFeatures::SVM_LOCK, lock);
+        let mut r = Rig::of(model, |a| a.nop());
+        let mut host = CodeAssembler::new(64).expect("an assembler");
+        if stgi { host.stgi() } else { host.clgi() }.expect(name);
+        host.hlt().expect("HLT");
+        let code = host.assemble(HOST).expect("code");
+        r.cpu.shared.memory.write_bytes(HOST, &code).expect("RAM");
+        r.cpu.state.efer -= Efer::SVME;
+        r.cpu.virt.svm.gif = !stgi;
+        let limit = r.cpu.now() + 2;
+        r.cpu.run(&mut NullBus, limit);
+        assert_eq!(r.cpu.virt.svm.gif, gif || !stgi, "{name}, lock: {lock}");
+    }
+}
+
+/// INVLPGB reaches translations of this processor by address, PCID and ASID; MPERF and APERF are RDPRU's, too.
+#[test]
+fn broadcast_invalidation_and_rdpru() {
+    const LINEAR: u64 = 0x20_0000;
+    let mut r = Rig::new(|a| {
+        a.mov(rbx, qword_ptr(LINEAR))?;
+        a.mov(dword_ptr(TABLES + 0x2008), 0x40_0087)?;
+        a.mov(rsi, qword_ptr(LINEAR))?;
+        a.mov(rax, LINEAR | 9)?;
+        a.xor(ecx, ecx)?;
+        a.xor(edx, edx)?;
+        a.invlpgb()?;
+        a.tlbsync()?;
+        a.mov(rdi, qword_ptr(LINEAR))?;
+        a.mov(ecx, 1)?;
+        a.rdpru()?;
+        a.mov(r8, rax)?;
+        a.vmmcall()
+    });
+    let m = &r.cpu.shared.memory;
+    m.write::<u64>(TABLES + 0x2008, 0x87).expect("RAM");
+    m.write::<u64>(0, 0x1111).expect("RAM");
+    r.put(Field::NESTED_CONTROL, undervisor_svm::controls::nested::INVLPGB_ENABLE);
+    assert_eq!(r.run(), reason::VMMCALL);
+    let s = &r.cpu.state;
+    assert_eq!((s.gpr(regs::RBX), s.gpr(regs::RSI)), (0x1111, 0x1111));
+    // Beyond RAM.
+    assert_eq!(s.gpr(regs::RDI), u64::MAX);
+    assert_ne!(s.gpr(regs::R8), 0);
 }
 
 #[test]
@@ -520,6 +638,19 @@ fn pause_filter_counts() {
     r.put(Field::PAUSE_FILTER_COUNT, 3);
     assert_eq!(r.run(), reason::PAUSE);
     assert_eq!(r.get(Field::RIP), GUEST + 6);
+    // One that comes late reloads the count, and does not count itself.
+    let mut r = Rig::new(|a| {
+        a.pause()?;
+        a.pause()?;
+        (0..100).try_for_each(|_| a.nop())?;
+        (0..4).try_for_each(|_| a.pause())?;
+        a.vmmcall()
+    });
+    r.intercept(reason::PAUSE);
+    r.put(Field::PAUSE_FILTER_COUNT, 2);
+    r.put(Field::PAUSE_FILTER_THRESHOLD, 150);
+    assert_eq!(r.run(), reason::PAUSE);
+    assert_eq!(r.get(Field::RIP), GUEST + 4 + 100 + 6);
 }
 
 #[test]
