@@ -121,18 +121,19 @@ impl Drop for Scratch {
     }
 }
 
+/// How long a guest of cases may say nothing.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Follow the serial log of a child until the guest is done, then end the child. What a guest of cases has said counts even if it did
 /// not come to its end.
 fn follow(mut child: Child, serial: &Path, limit: Duration, guest: &Guest) -> Result<Marks, String> {
-    let partial = |marks: Marks, why: String| {
-        if matches!(guest, Guest::Disk { .. }) && !marks.marks.is_empty() { Ok(marks) } else { Err(why) }
-    };
+    let cases = matches!(guest, Guest::Disk { .. });
     let start = Instant::now();
     let mut marks = Marks::new();
     let mut file: Option<fs::File> = None;
     let mut buffer = [0; 4096];
     let mut ended = None;
-    let result = loop {
+    let why = loop {
         if file.is_none() {
             file = fs::File::open(serial).ok();
         }
@@ -141,22 +142,34 @@ fn follow(mut child: Child, serial: &Path, limit: Duration, guest: &Guest) -> Re
                 buffer[..n].iter().for_each(|&b| marks.feed(b));
             }
         }
-        if marks.done() {
-            break Ok(marks);
+        if marks.complete() {
+            break None;
+        }
+        if marks.again() {
+            break Some("reset the machine".into());
         }
         if start.elapsed() > limit {
-            break partial(marks, format!("not done after {limit:?}"));
+            break Some(format!("not done after {limit:?}"));
+        }
+        if cases && marks.marks.last().map_or(start, |m| m.at).elapsed() > PATIENCE {
+            break Some(format!("nothing for {PATIENCE:?}"));
         }
         // What it wrote last is read once it has ended.
         if let Some(status) = ended {
-            break partial(marks, format!("ended early: {status}"));
+            break Some(format!("ended early: {status}"));
         }
         ended = child.try_wait().ok().flatten();
         std::thread::sleep(Duration::from_millis(1));
     };
     let _ = child.kill();
     let _ = child.wait();
-    result
+    match why {
+        Some(why) if !cases && !marks.again() => Err(why),
+        why => {
+            marks.ended = why;
+            Ok(marks)
+        }
+    }
 }
 
 struct Qemu;

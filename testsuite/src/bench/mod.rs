@@ -72,11 +72,13 @@ pub struct Mark {
 pub struct Marks {
     line: Vec<u8>,
     pub marks: Vec<Mark>,
+    /// Why no more came, if the guest did not say that it was done.
+    pub ended: Option<String>,
 }
 
 impl Marks {
     fn new() -> Marks {
-        Marks { line: Vec::new(), marks: Vec::new() }
+        Marks { line: Vec::new(), marks: Vec::new(), ended: None }
     }
 
     fn feed(&mut self, byte: u8) {
@@ -91,10 +93,18 @@ impl Marks {
         }
     }
 
-    /// The guest is done, or has been reset and says the same again.
+    /// The guest says that it is done.
+    pub fn complete(&self) -> bool {
+        self.marks.last().is_some_and(|m| m.line == "@DONE" || m.line.starts_with("@FAIL"))
+    }
+
+    /// It has been reset and says the same again.
+    fn again(&self) -> bool {
+        matches!(&self.marks[..], [first, .., last] if last.line == first.line)
+    }
+
     fn done(&self) -> bool {
-        let [first, .., last] = &self.marks[..] else { return false };
-        last.line == "@DONE" || last.line.starts_with("@FAIL") || last.line == first.line
+        self.complete() || self.again()
     }
 
     /// What the guest says has failed.

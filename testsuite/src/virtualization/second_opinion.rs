@@ -1,5 +1,6 @@
 //! `second-opinion`: the same images under undervisor, Bochs and QEMU, each compared with what the manuals say.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,7 +10,7 @@ use clap::Args;
 use undervisor_core::Vendor;
 
 use super::image::disk;
-use super::{Suite, line_of, suite};
+use super::{Row, Suite, line_of, suite, suite_from};
 use crate::bench::Guest;
 use crate::bench::emulators::{Emulator, all};
 
@@ -27,7 +28,7 @@ pub struct Options {
     /// Write the images here instead of running them: NAME.img boots from a hard disk, NAME.multiboot as a multiboot kernel
     #[arg(long)]
     write: Option<PathBuf>,
-    /// Seconds an emulator may take
+    /// Seconds an emulator may take for one image
     #[arg(long, default_value_t = 300)]
     limit: u64,
 }
@@ -54,41 +55,72 @@ fn compare(options: &Options) -> Result<bool, Box<dyn Error>> {
         if options.vendor.as_deref().is_some_and(|v| v != name(vendor)) {
             continue;
         }
-        let suite = suite(vendor)?;
-        let disk = disk(&suite.image)?;
         if let Some(to) = &options.write {
-            std::fs::write(to.join(format!("{}.img", name(vendor))), &disk)?;
+            let suite = suite(vendor)?;
+            std::fs::write(to.join(format!("{}.img", name(vendor))), disk(&suite.image)?)?;
             std::fs::write(to.join(format!("{}.multiboot", name(vendor))), &suite.image)?;
             continue;
         }
-        let guest = Guest::Disk { disk, image: suite.image.clone(), model: Box::new(suite.model()) };
         for emulator in all() {
             // TCG has no VMX.
             let cannot = emulator.name() == "qemu" && vendor == Vendor::Intel;
             if cannot || !options.emulators.is_empty() && !options.emulators.iter().any(|n| n == emulator.name()) {
                 continue;
             }
-            agrees &= opinion(&*emulator, &suite, &guest, options) || emulator.name() != "undervisor";
+            agrees &= opinion(&*emulator, vendor, options)? || emulator.name() != "undervisor";
         }
     }
     Ok(agrees)
 }
 
+/// What an emulator says of each case, and of those that ended it, how.
+struct Heard {
+    lines: Vec<String>,
+    ended: BTreeMap<String, String>,
+}
+
+/// Listen to an emulator. After a case that ends it, it starts anew with the next one; guests then lie elsewhere, and the suite's rows
+/// become those that fit.
+fn hear(emulator: &dyn Emulator, suite: &mut Suite, limit: Duration) -> Result<Heard, Box<dyn Error>> {
+    let (mut lines, mut ended) = (Vec::new(), BTreeMap::new());
+    let mut first = 0;
+    let mut silent = 0;
+    while first < suite.rows.len() {
+        let mut part = suite_from(suite.vendor, first)?;
+        suite.rows.truncate(first);
+        suite.rows.append(&mut part.rows);
+        let guest = Guest::Disk { disk: disk(&part.image)?, image: part.image, model: Box::new(suite.model()) };
+        let marks = emulator.run(&guest, limit)?;
+        silent = if marks.marks.is_empty() { silent + 1 } else { 0 };
+        if silent > 4 {
+            return Err(format!("{silent} times it said nothing at all: {}", marks.ended.unwrap_or_default()).into());
+        }
+        let why = marks.ended;
+        lines.extend(marks.marks.into_iter().map(|m| m.line));
+        let Some(why) = why else { break };
+        let said = |row: &Row| line_of(&lines, &row.name).is_some();
+        let Some(next) = (first..suite.rows.len()).find(|&i| !said(&suite.rows[i])) else { break };
+        ended.insert(suite.rows[next].name.clone(), why);
+        first = next + 1;
+    }
+    Ok(Heard { lines, ended })
+}
+
 /// Run one emulator and print where it differs; whether it nowhere does.
-fn opinion(emulator: &dyn Emulator, suite: &Suite, guest: &Guest, options: &Options) -> bool {
-    let title = format!("{}, {}", emulator.name(), name(suite.vendor));
+fn opinion(emulator: &dyn Emulator, vendor: Vendor, options: &Options) -> Result<bool, Box<dyn Error>> {
+    let mut suite = suite(vendor)?;
+    let title = format!("{}, {}", emulator.name(), name(vendor));
     if let Some(why) = emulator.missing() {
         println!("{title}: skipped: {why}");
-        return true;
+        return Ok(true);
     }
-    let marks = match emulator.run(guest, Duration::from_secs(options.limit)) {
-        Ok(marks) => marks,
+    let Heard { lines, ended } = match hear(emulator, &mut suite, Duration::from_secs(options.limit)) {
+        Ok(heard) => heard,
         Err(why) => {
             println!("{title}: {why}");
-            return false;
+            return Ok(false);
         }
     };
-    let lines: Vec<String> = marks.marks.into_iter().map(|m| m.line).collect();
     if options.lines {
         lines.iter().for_each(|l| println!("  {l}"));
     }
@@ -96,13 +128,19 @@ fn opinion(emulator: &dyn Emulator, suite: &Suite, guest: &Guest, options: &Opti
         |word: &str| suite.rows.iter().filter(|r| line_of(&lines, &r.name).is_some_and(|l| l.contains_key(word))).count();
     let skipped = said("skipped");
     let differences = suite.differences(&lines, emulator.name() == "undervisor");
-    let differing = differences.iter().filter_map(|d| d.split(':').next()).collect::<std::collections::BTreeSet<_>>().len();
+    let differing = differences.iter().filter_map(|d| d.split(':').next()).collect::<BTreeSet<_>>().len();
     println!(
         "{title}: {} cases, {} as the manual says, {} not, {skipped} skipped as the model lacks what they need",
         suite.rows.len(),
         suite.rows.len() - differing - skipped,
         differing
     );
-    differences.iter().for_each(|d| println!("  {d}"));
-    differences.is_empty()
+    for difference in &differences {
+        let case = difference.split(':').next().unwrap_or_default();
+        match ended.get(case) {
+            Some(why) => println!("  {case}: {why}"),
+            None => println!("  {difference}"),
+        }
+    }
+    Ok(differences.is_empty())
 }
