@@ -6,7 +6,7 @@
 //! |---|---|
 //! | 0 | its name; 0 ends the table |
 //! | 1 | RIP of its guest |
-//! | 2–6 | VMX: controls to set beyond those that must be, and in bit 32 of the first whether to enter from 32-bit mode; SVM: the features it needs |
+//! | 2–6 | VMX: controls to set beyond those that must be, and in bit 32 of the first whether to enter from 32-bit mode; SVM: the features it needs (CPUID Fn8000_000A_EDX, Fn8000_0008_EBX) |
 //! | 7 | pairs of field and value, to an all-ones field |
 //! | 8 | pairs of address and value, to an all-ones address: memory to change while the case runs |
 
@@ -266,6 +266,11 @@ impl Common {
             a.set_label(&mut stub)?;
             match vector {
                 2 => a.iretq()?,
+                // #SX: an INIT that was redirected.
+                30 => {
+                    a.add(rsp, 8)?;
+                    a.iretq()?;
+                }
                 0..=31 => {
                     a.push(vector)?;
                     a.jmp(exception)?;

@@ -385,8 +385,9 @@ impl GuestCode {
     }
 }
 
-/// Interrupt commands to oneself: vector 40h, NMI, INIT.
+/// Interrupt commands to oneself: vector 40h, SMI, NMI, INIT.
 pub const SELF_INTERRUPT: u32 = 0x4_4040;
+pub const SELF_SMI: u32 = 0x4200;
 pub const SELF_NMI: u32 = 0x4400;
 pub const SELF_INIT: u32 = 0x4500;
 

@@ -4,7 +4,7 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use undervisor_core::SvmFeatures;
-use undervisor_svm::controls::v_intr;
+use undervisor_svm::controls::{extensions, nested as nested_control, v_intr};
 use undervisor_svm::{Field as F, reason};
 
 use super::super::case::Build;
@@ -32,21 +32,9 @@ pub const UNREACHABLE: &[(u64, u64, &str)] = &[
     (0x4f, 0x4f, NO_SUCH_VECTOR),
     (0x52, 0x52, "the machine has no machine checks"),
     (0x54, 0x5d, NO_SUCH_VECTOR),
-    (0x5e, 0x5e, "an INIT that does not become #SX resets the processor: a test of the processor has it"),
     (0x5f, 0x5f, NO_SUCH_VECTOR),
-    (reason::INIT, reason::INIT, "a processor that ignores the intercept is reset: a test of the processor has it"),
-    (
-        reason::SMI,
-        reason::SMI,
-        "an intercepted SMI stays pending, and the hypervisor has no system-management mode to take it in",
-    ),
     (reason::SKINIT, reason::SKINIT, "no model has SKINIT: #UD"),
-    (reason::RDPRU, reason::RDPRU, "no model has RDPRU: #UD"),
-    (reason::EFER_WRITE_TRAP, 0x9f, "no model has the write traps of encrypted guests"),
-    (reason::INVLPGB, reason::INVLPGB_ILLEGAL, "no model has INVLPGB: #UD"),
-    (reason::MCOMMIT, reason::MCOMMIT, "no model has MCOMMIT: #UD"),
-    (reason::TLBSYNC, reason::TLBSYNC, "no model has TLBSYNC: #UD"),
-    (reason::BUS_LOCK, reason::IDLE_HLT, "no model has the feature"),
+    (reason::EFER_WRITE_TRAP, 0x9f, "write traps are for SEV-ES guests only, which no model has"),
 ];
 
 const VALID: u64 = 1 << 31;
@@ -63,11 +51,13 @@ pub fn all() -> Vec<Case> {
     out.extend(events());
     out.extend(tables());
     out.extend(instructions());
+    out.extend(virtualized());
     out.extend(permission_maps());
     out.extend(nested());
     out.extend(delivery());
     out.extend(tasks());
     out.extend(avic());
+    out.extend(x2avic());
     out.extend(super::checks::all().into_iter().map(|c| c.1));
     out.push(shutdown());
     out
@@ -112,6 +102,25 @@ fn registers() -> Vec<Case> {
             g.a.mov(cr4, rbp)
         }),
         write(8, 4, 1, |g| g.a.mov(cr8, rcx)),
+        // Exceptions by what would be written, and DR7.GD, come before the intercepts.
+        exception("mov-to-cr0-reserved", 13, |g| {
+            g.a.mov(rdx, 1u64 << 32 | 0x8001_0033)?;
+            g.here()?;
+            g.a.mov(cr0, rdx)
+        })
+        .intercept(reason::CR0_WRITE)
+        .info1(0),
+        exception("mov-to-cr4-reserved", 13, |g| {
+            g.a.mov(rdx, 1u64 << 40 | 0x620)?;
+            g.here()?;
+            g.a.mov(cr4, rdx)
+        })
+        .intercept(reason::CR0_WRITE + 4)
+        .info1(0),
+        exception("mov-to-dr7-general-detect", 1, |g| g.a.mov(dr7, rax))
+            .intercept(reason::DR0_WRITE + 7)
+            .field(F::DR7, 0x2400)
+            .want_bits("dr6", 1 << 13, 0x600f),
         // These write and read CR0 too, but are no MOV.
         Case::new("clts", reason::CR0_WRITE, |g| g.a.clts()).info1_bits(0, MOV).length(2),
         Case::new("lmsw", reason::CR0_WRITE, |g| {
@@ -198,14 +207,14 @@ fn exceptions() -> Vec<Case> {
             g.a.fnop()
         })
         .field(F::CR0, 0x8001_003b),
-        // What came before a double fault is not said to be reported.
+        // RIP is undefined, and what came before a double fault is not said to be reported.
         exception("exception-df", 8, |g| {
             g.a.nop()?;
             g.here()?;
             g.a.ud2()
         })
         .field(F::IDTR_LIMIT, 0)
-        .info1(0)
+        .want_bits("rip", 0, 0)
         .want_bits("vectoring", 0, 0),
         exception("exception-np", 11, |g| {
             g.a.mov(eax, GDT_NOT_PRESENT as u32)?;
@@ -290,16 +299,16 @@ fn legacy_exceptions() -> Vec<Case> {
             g.here()?;
             g.a.db(&[0x62, 0x07])
         })
-        .legacy(),
-        // A task-state segment that is too small.
+        .legacy()
+        .length(2),
+        // A task-state segment that is too small. EXITINFO1 is undefined.
         exception("exception-ts", 10, |g| {
             g.a.nop()?;
             g.here()?;
             g.a.db(&[0xea, 0, 0, 0, 0, OTHER_TASK as u8, 0])
         })
         .legacy()
-        .poke(GDT + OTHER_TASK as u64, 0x10 | (OTHER_TASK_32 & 0xff_ffff) << 16 | 0x89 << 40)
-        .info1(OTHER_TASK as u64),
+        .poke(GDT + OTHER_TASK as u64, 0x10 | (OTHER_TASK_32 & 0xff_ffff) << 16 | 0x89 << 40),
     ]
 }
 
@@ -313,6 +322,28 @@ fn events() -> Vec<Case> {
             g.send(SELF_INTERRUPT)
         }),
         Case::new("nmi", reason::NMI, |g| g.send(SELF_NMI)),
+        // Asserted from outside.
+        Case::new("smi", reason::SMI, |g| g.send(SELF_SMI)).info1_bits(1, 1),
+        Case::new("init", reason::INIT, |g| g.send(SELF_INIT)),
+        // Redirected in the guest.
+        exception("exception-sx", 30, |g| g.send(SELF_INIT)).info1(1),
+        // Without V_INTR_MASKING CR8 is V_TPR as well as the APIC's.
+        Case::new("cr8", reason::VMMCALL, |g| {
+            g.a.mov(eax, 5)?;
+            g.a.mov(cr8, rax)?;
+            g.here()
+        })
+        .want_bits("v-intr", 5, v_intr::TPR),
+        // The third PAUSE takes the count below zero.
+        Case::new("pause-filter", reason::PAUSE, |g| {
+            g.a.pause()?;
+            g.a.pause()?;
+            g.here()?;
+            g.a.pause()
+        })
+        .needs(SvmFeatures::PAUSE_FILTER)
+        .field(F::PAUSE_FILTER_COUNT, 2)
+        .length(2),
         Case::new("vintr", reason::VINTR, |g| {
             g.a.nop()?;
             g.a.sti()?;
@@ -332,7 +363,30 @@ fn events() -> Vec<Case> {
         .field(F::V_INTR_CONTROL, REQUEST | v_intr::MASKING | 5)
         .field(F::V_INTR_VECTOR, 0x50)
         .field(F::RFLAGS, 0x202),
+        // A virtual GIF holds it back.
+        Case::new("virtual-gif", reason::VINTR, |g| {
+            g.a.nop()?;
+            g.a.stgi()?;
+            g.here()
+        })
+        .needs(SvmFeatures::VIRTUAL_GIF)
+        .field(F::V_INTR_CONTROL, REQUEST | v_intr::GIF_ENABLE)
+        .field(F::V_INTR_VECTOR, 0x50)
+        .field(F::RFLAGS, 0x202)
+        .want_bits("v-intr", v_intr::GIF | v_intr::IRQ, v_intr::GIF | v_intr::IRQ),
+        // HLT with a virtual interrupt pending waits for it, here in STI's shadow.
+        Case::new("idle-hlt-pending", reason::VINTR, |g| {
+            g.a.sti()?;
+            g.a.hlt()?;
+            g.here()
+        })
+        .needs(SvmFeatures::IDLE_HLT)
+        .intercept(reason::IDLE_HLT)
+        .field(F::V_INTR_CONTROL, REQUEST)
+        .field(F::V_INTR_VECTOR, 0x50),
         Case::new("invalid", reason::INVALID, |g| g.a.nop()).field(F::GUEST_ASID, 0),
+        // 64-bit code has no BOUND.
+        Case::new("invalid-injection", reason::INVALID, |g| g.a.nop()).field(F::EVENTINJ, VALID | EXCEPTION | 5),
     ]
 }
 
@@ -356,6 +410,13 @@ fn instructions() -> Vec<Case> {
     vec![
         plain("rdtsc", reason::RDTSC, 2, |g| g.a.rdtsc()),
         plain("rdpmc", reason::RDPMC, 2, |g| g.a.rdpmc()),
+        exception("rdpmc-absent", 13, |g| {
+            g.a.mov(ecx, 0x1234)?;
+            g.here()?;
+            g.a.rdpmc()
+        })
+        .intercept(reason::RDPMC)
+        .info1(0),
         plain("pushf", reason::PUSHF, 1, |g| g.a.pushfq()),
         plain("popf", reason::POPF, 1, |g| g.a.popfq()),
         plain("cpuid", reason::CPUID, 2, |g| {
@@ -368,7 +429,8 @@ fn instructions() -> Vec<Case> {
         plain("swint", reason::SWINT, 2, |g| g.a.int(0x80)).assist("info1", 0x80),
         plain("invd", reason::INVD, 2, |g| g.a.invd()),
         plain("pause", reason::PAUSE, 2, |g| g.a.pause()),
-        plain("hlt", reason::HLT, 1, |g| g.a.hlt()),
+        plain("hlt", reason::HLT, 1, |g| g.a.hlt()).intercept(reason::IDLE_HLT),
+        plain("idle-hlt", reason::IDLE_HLT, 1, |g| g.a.hlt()).needs(SvmFeatures::IDLE_HLT),
         plain("invlpg", reason::INVLPG, 8, |g| g.a.invlpg(byte_ptr(0x1234_5678u64))).assist("info1", 0x1234_5678),
         plain("invlpga", reason::INVLPGA, 3, |g| g.a.invlpga()),
         vmcb("vmrun", reason::VMRUN, |g| {
@@ -426,6 +488,102 @@ fn instructions() -> Vec<Case> {
         })
         .info1(SCRATCH + 0x10)
         .info2(2),
+        plain("rdpru", reason::RDPRU, 3, |g| g.a.rdpru()).instruction(4),
+        plain("mcommit", reason::MCOMMIT, 4, |g| g.a.mcommit()).instruction(8).field(F::EFER, 0x2_1d00),
+        plain("invlpgb", reason::INVLPGB, 3, |g| g.a.invlpgb()).instruction(3),
+        // More pages than there may be; then in a guest that may not use it.
+        plain("invlpgb-illegal", reason::INVLPGB_ILLEGAL, 3, |g| {
+            g.a.mov(ecx, 0xffff)?;
+            g.here()?;
+            g.a.invlpgb()
+        })
+        .instruction(3)
+        .field(F::NESTED_CONTROL, nested_control::INVLPGB_ENABLE),
+        plain("invlpgb-disabled", reason::INVLPGB_ILLEGAL, 3, |g| g.a.invlpgb())
+            .instruction(3)
+            .needs(SvmFeatures::TLBI_CONTROL),
+        plain("tlbsync", reason::TLBSYNC, 3, |g| g.a.tlbsync())
+            .instruction(3)
+            .needs(SvmFeatures::TLBI_CONTROL)
+            .field(F::NESTED_CONTROL, nested_control::INVLPGB_ENABLE),
+    ]
+}
+
+/// What goes on in the processor without an exit of its own: LBR and SPEC_CTRL virtualization, virtual VMLOAD, bus locks.
+fn virtualized() -> Vec<Case> {
+    // A doubleword across two cache lines.
+    const SPLIT: u32 = SCRATCH as u32 + 0x3e;
+    vec![
+        Case::new("lbr", reason::VMMCALL, |g| {
+            let mut target = g.a.create_label();
+            g.a.nop()?;
+            g.here()?;
+            g.a.jmp(target)?;
+            g.a.nop()?;
+            g.a.set_label(&mut target)?;
+            g.a.zero_bytes()
+        })
+        .needs(SvmFeatures::LBR_VIRTUALIZATION)
+        .field(F::VIRTUAL_EXTENSIONS, extensions::LBR)
+        .field(F::DBGCTL, 1)
+        .want("debugctl", 1)
+        .want_behind("from", 0)
+        .want_behind("to", 3)
+        .want_behind("rip", 3),
+        Case::new("spec-ctrl", reason::VMMCALL, |g| {
+            g.a.mov(ecx, 0x48)?;
+            g.a.mov(eax, 1)?;
+            g.a.xor(edx, edx)?;
+            g.a.wrmsr()?;
+            g.here()
+        })
+        .needs(SvmFeatures::VIRTUAL_SPEC_CTRL)
+        .want("spec-ctrl", 1),
+        // The address is the guest's; without nested paging, for which it would have to be translated, there is an exit.
+        Case::new("virtual-vmload", reason::NPF, |g| {
+            g.a.mov(eax, SPECIAL as u32)?;
+            g.here()?;
+            g.a.vmload()
+        })
+        .needs(SvmFeatures::VIRTUAL_VMLOAD_VMSAVE)
+        .nested()
+        .field(F::VIRTUAL_EXTENSIONS, extensions::VMLOAD_VMSAVE)
+        .poke(nested_entry(SPECIAL), 0)
+        .info1(FINAL | 4)
+        .info2(SPECIAL),
+        Case::new("virtual-vmload-alone", reason::VMLOAD, |g| {
+            g.a.mov(eax, SPECIAL as u32)?;
+            g.here()?;
+            g.a.vmload()
+        })
+        .needs(SvmFeatures::VIRTUAL_VMLOAD_VMSAVE)
+        .not_intercepted()
+        .field(F::VIRTUAL_EXTENSIONS, extensions::VMLOAD_VMSAVE)
+        .length(3),
+        Case::new("bus-lock", reason::BUS_LOCK, |g| {
+            g.a.mov(edi, SPLIT)?;
+            g.a.lock().inc(dword_ptr(rdi))?;
+            g.here()?;
+            g.a.xchg(dword_ptr(rdi), eax)
+        })
+        .needs(SvmFeatures::BUS_LOCK_THRESHOLD)
+        .field(F::BUS_LOCK_COUNTER, 1)
+        .info1(0)
+        .info2(0)
+        .want("bus-locks", 0)
+        .want("nrip", 0),
+        // Neither a locked access within a line nor an unlocked one across two counts.
+        Case::new("bus-lock-count", reason::VMMCALL, |g| {
+            g.a.mov(edi, SPLIT)?;
+            g.a.lock().add(dword_ptr(rdi), eax)?;
+            g.a.inc(dword_ptr(rdi))?;
+            g.a.lock().inc(dword_ptr(rdi + 2))?;
+            g.here()
+        })
+        .needs(SvmFeatures::BUS_LOCK_THRESHOLD)
+        .intercept(reason::BUS_LOCK)
+        .field(F::BUS_LOCK_COUNTER, 3)
+        .want("bus-locks", 2),
     ]
 }
 
@@ -540,6 +698,22 @@ fn nested() -> Vec<Case> {
         })
         .poke(PDPT + 8, SPECIAL | 7)
         .poke(nested_entry(SPECIAL), 0),
+        // Supervisor code in a page that the nested tables give to user mode: the fetch is the supervisor's.
+        Case::new("npf-gmet", reason::NPF, |g| g.a.nop())
+            .nested()
+            .needs(SvmFeatures::GUEST_MODE_EXECUTE_TRAP)
+            .field(F::NESTED_CONTROL, nested_control::NP_ENABLE | nested_control::GMET_ENABLE)
+            .info1(FINAL | 0x11)
+            .want_behind("info2", 0),
+        // A page for supervisor shadow stacks (NX, and neither user's nor writable) read as any other.
+        fault("npf-shadow-stack", FINAL | 1 << 37 | 5, SPECIAL, |g| {
+            g.a.mov(edi, SPECIAL as u32)?;
+            g.here()?;
+            g.a.mov(al, byte_ptr(rdi))
+        })
+        .needs(SvmFeatures::SUPERVISOR_SHADOW_STACK)
+        .field(F::NESTED_CONTROL, nested_control::NP_ENABLE | nested_control::SSS_ENABLE)
+        .poke(nested_entry(SPECIAL), 1 << 63 | SPECIAL | 1),
     ]
 }
 
@@ -579,6 +753,12 @@ fn delivery() -> Vec<Case> {
             .field(F::V_INTR_CONTROL, v_intr::IRQ | v_intr::IGNORE_TPR)
             .field(F::V_INTR_VECTOR, 0x50)
             .field(F::RFLAGS, 0x202),
+        // The mask is saved clear: it is to be injected again.
+        gate("delivery-virtual-nmi", 2, NMI, |g| g.a.nop())
+            .needs(SvmFeatures::VIRTUAL_NMI)
+            .intercept(reason::NMI)
+            .field(F::V_INTR_CONTROL, v_intr::NMI_ENABLE | v_intr::NMI)
+            .want_bits("v-intr", v_intr::NMI_ENABLE, v_intr::NMI_ENABLE | v_intr::NMI | v_intr::NMI_MASK),
         gate("delivery-injected-nmi", 2, NMI, |g| g.a.nop()).field(F::EVENTINJ, VALID | NMI | 2),
         gate("delivery-injected-interrupt", 0x51, 0, |g| g.a.nop()).field(F::EVENTINJ, VALID | 0x51),
         gate("delivery-injected-exception", 13, EXCEPTION | WITH_CODE, |g| g.a.nop())
@@ -600,7 +780,8 @@ fn delivery() -> Vec<Case> {
 /// EXITINFO1: the selector; EXITINFO2: 36 IRET, 38 far jump, 44 an error code in 31:0.
 fn tasks() -> Vec<Case> {
     let task = |name: &str, info2, guest: Code| {
-        Case::new(name, reason::TASK_SWITCH, guest).legacy().info1(OTHER_TASK as u64).want_bits(
+        // No intercept that saves nRIP.
+        Case::new(name, reason::TASK_SWITCH, guest).legacy().want("nrip", 0).info1(OTHER_TASK as u64).want_bits(
             "info2",
             info2,
             1 << 36 | 1 << 38 | 1 << 44,
@@ -686,6 +867,49 @@ fn avic() -> Vec<Case> {
         })
         .info1(0x3300_0000_0000_4040)
         .want_bits("info2", 2 << 32, 0xffff_ffff_0000_0000),
+    ]
+}
+
+/// Registers of x2AVIC are MSRs: 800h and their offset by 16.
+fn x2avic() -> Vec<Case> {
+    let x2avic = |name: &str, code, guest: Code| {
+        Case::new(name, code, guest)
+            .nested()
+            .needs(SvmFeatures::AVIC | SvmFeatures::X2AVIC)
+            .field(F::V_INTR_CONTROL, v_intr::AVIC_ENABLE | v_intr::X2AVIC_ENABLE)
+            .field(F::AVIC_BACKING_PAGE, APIC_PAGE)
+            .field(F::AVIC_PHYSICAL_TABLE, EPTP_LIST)
+    };
+    vec![
+        x2avic("x2avic-read", reason::AVIC_NOACCEL, |g| {
+            g.a.mov(ecx, 0x839)?;
+            g.here()?;
+            g.a.rdmsr()
+        })
+        .info1(0x390),
+        x2avic("x2avic-write", reason::AVIC_NOACCEL, |g| {
+            g.a.mov(ecx, 0x838)?;
+            g.a.mov(eax, 100)?;
+            g.a.wrmsr()?;
+            g.here()
+        })
+        .info1(0x380 | 1 << 32),
+        x2avic("x2avic-ipi", reason::AVIC_INCOMPLETE_IPI, |g| {
+            g.a.mov(ecx, 0x830)?;
+            g.a.mov(eax, 0x4040)?;
+            g.a.mov(edx, 0x33)?;
+            g.a.wrmsr()?;
+            g.here()
+        })
+        .info1(0x33_0000_4040)
+        .want_bits("info2", 2 << 32 | 0x33, 0xffff_ffff_0000_0fff),
+        // No such register in this mode: no affair of AVIC's.
+        x2avic("x2avic-absent", reason::EXCEPTION_0 + 13, |g| {
+            g.a.mov(ecx, 0x80e)?;
+            g.here()?;
+            g.a.rdmsr()
+        })
+        .info1(0),
     ]
 }
 

@@ -1,10 +1,10 @@
 //! For every consistency check the VMCB that breaks just it, through VMRUN.
 
 use undervisor_core::SvmFeatures as S;
-use undervisor_svm::controls::{extensions, v_intr};
+use undervisor_svm::controls::{nested as nested_control, v_intr};
 use undervisor_svm::{Field as F, reason};
 
-use super::super::image::{CODE_32, TABLES};
+use super::super::image::{CODE_32, EPTP_LIST, NESTED, TABLES};
 use super::Case;
 use super::hypervisor::segment;
 
@@ -49,16 +49,24 @@ pub fn all() -> Vec<(&'static str, Case)> {
         check("ASID", &[(F::GUEST_ASID, 0)]),
         check("TLB control", &[(F::TLB_CONTROL, 2)]),
         nested(check("guest PAT", &[(F::G_PAT, 2)])),
+        nested(check("nCR3 MBZ bits", &[(F::N_CR3, 1 << 52 | NESTED)])),
+        needs(
+            check("SSS without nested paging", &[(F::NESTED_CONTROL, nested_control::SSS_ENABLE)]),
+            S::SUPERVISOR_SHADOW_STACK,
+        ),
         needs(check("AVIC without nested paging", &[(F::V_INTR_CONTROL, v_intr::AVIC_ENABLE)]), S::AVIC),
         nested(needs(check("x2AVIC without AVIC", &[(F::V_INTR_CONTROL, v_intr::X2AVIC_ENABLE)]), S::X2AVIC)),
         nested(needs(
             check("AVIC tables", &[(F::V_INTR_CONTROL, v_intr::AVIC_ENABLE), (F::AVIC_PHYSICAL_TABLE, 1 << 51)]),
             S::AVIC,
         )),
+        nested(needs(
+            check(
+                "AVIC_PHYSICAL_MAX_INDEX",
+                &[(F::V_INTR_CONTROL, v_intr::AVIC_ENABLE), (F::AVIC_PHYSICAL_TABLE, EPTP_LIST | 0x100)],
+            ),
+            S::AVIC,
+        )),
         needs(check("virtual NMI without NMI intercept", &[(F::V_INTR_CONTROL, v_intr::NMI_ENABLE)]), S::VIRTUAL_NMI),
-        needs(
-            check("virtual VMLOAD and VMSAVE without nested paging", &[(F::VIRTUAL_EXTENSIONS, extensions::VMLOAD_VMSAVE)]),
-            S::VIRTUAL_VMLOAD_VMSAVE,
-        ),
     ]
 }

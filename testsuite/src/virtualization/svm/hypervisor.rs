@@ -7,10 +7,11 @@ use super::super::common::*;
 use super::super::image::*;
 
 const EFER: u32 = 0xc000_0080;
+const VM_CR: u32 = 0xc001_0114;
 const VM_HSAVE_PA: u32 = 0xc001_0117;
 
 /// What a line says of an exit, and the field that says it.
-pub const REPORT: [(&str, F); 14] = [
+pub const REPORT: [(&str, F); 20] = [
     ("code", F::EXITCODE),
     ("info1", F::EXITINFO1),
     ("info2", F::EXITINFO2),
@@ -25,6 +26,12 @@ pub const REPORT: [(&str, F); 14] = [
     ("cr2", F::CR2),
     ("dr6", F::DR6),
     ("cpl", F::CPL),
+    ("v-intr", F::V_INTR_CONTROL),
+    ("bus-locks", F::BUS_LOCK_COUNTER),
+    ("debugctl", F::DBGCTL),
+    ("from", F::BR_FROM),
+    ("to", F::BR_TO),
+    ("spec-ctrl", F::SPEC_CTRL),
 ];
 
 /// A field as the hypervisor's list has it: offset, and its size in bits 63:32.
@@ -82,19 +89,30 @@ pub fn write(a: &mut CodeAssembler, c: &mut Common, b: &mut Builder, cases: u64,
     a.mov(eax, HOST_SAVE as u32)?;
     a.xor(edx, edx)?;
     a.wrmsr()?;
+    // R_INIT: an INIT that stays pending becomes #SX instead of a reset.
+    a.mov(ecx, VM_CR)?;
+    a.mov(eax, 2)?;
+    a.wrmsr()?;
     // The host's FS, GS, TR and LDTR for VMLOAD.
     a.mov(eax, HOST_VMCB as u32)?;
     a.vmsave()?;
 
     c.walk(a, b, cases)?;
-    // Features that the case needs: CPUID Fn8000_000A_EDX.
+    // Features that the case needs: CPUID Fn8000_000A_EDX and Fn8000_0008_EBX.
     a.mov(r10, record(CONTROLS))?;
-    a.push(rbx)?;
+    a.mov(r11, record(CONTROLS + 1))?;
+    a.mov(r12, rbx)?;
     a.mov(eax, 0x8000_000au32)?;
     a.cpuid()?;
-    a.pop(rbx)?;
-    a.and(edx, r10d)?;
-    a.cmp(edx, r10d)?;
+    a.mov(r13d, edx)?;
+    a.mov(eax, 0x8000_0008u32)?;
+    a.cpuid()?;
+    a.and(ebx, r11d)?;
+    a.cmp(ebx, r11d)?;
+    a.mov(rbx, r12)?;
+    a.jne(skip)?;
+    a.and(r13d, r10d)?;
+    a.cmp(r13d, r10d)?;
     a.jne(skip)?;
     a.mov(edi, VMCB as u32)?;
     a.mov(ecx, 0x1000 / 8)?;

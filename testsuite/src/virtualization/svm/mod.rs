@@ -21,6 +21,8 @@ pub struct Case {
     /// What the case is evidence for.
     pub code: u64,
     needs: SvmFeatures,
+    /// CPUID Fn8000_0008_EBX bits of the instruction itself.
+    instruction: u32,
     /// Codes whose intercept is set.
     intercepts: Vec<u64>,
 }
@@ -37,12 +39,22 @@ impl Case {
     /// A case for an exit code, which is intercepted.
     fn new(name: impl Into<String>, code: u64, guest: Code) -> Case {
         let intercepts = vec![reason::VMRUN, reason::VMMCALL, reason::SHUTDOWN, code];
-        let case = Case { guest: Guest::new(name, guest), code, needs: SvmFeatures::empty(), intercepts };
+        let case = Case { guest: Guest::new(name, guest), code, needs: SvmFeatures::empty(), instruction: 0, intercepts };
         case.want("code", code)
     }
 
     fn needs(mut self, features: SvmFeatures) -> Case {
         self.needs |= features;
+        self
+    }
+    /// The instruction exists where CPUID Fn8000_0008_EBX has this bit.
+    fn instruction(mut self, bit: u32) -> Case {
+        self.instruction = 1 << bit;
+        self
+    }
+    /// The exit is not an intercept's.
+    fn not_intercepted(mut self) -> Case {
+        self.intercepts.retain(|&code| code != self.code);
         self
     }
     fn intercept(mut self, code: u64) -> Case {
@@ -92,7 +104,8 @@ impl Case {
             [F::INTERCEPT_CR, F::INTERCEPT_DR, F::INTERCEPT_EXCEPTIONS, F::INTERCEPT_3, F::INTERCEPT_4, F::INTERCEPT_5];
         let intercepts = vectors.into_iter().zip(words.map(u64::from));
         let fields = hypervisor::pairs(b, intercepts.chain(self.guest.fields.iter().copied()));
-        let record = vec![placed.name, placed.entry, self.needs.bits() as u64, 0, 0, 0, 0, fields, placed.pokes];
+        let (needs, instruction) = (self.needs.bits() as u64, self.instruction as u64);
+        let record = vec![placed.name, placed.entry, needs, instruction, 0, 0, 0, fields, placed.pokes];
         let mut expected = self.guest.expectations(placed.at, |name, at| Want { optional: name == "nrip", ..Want::is(at) });
         // The manual does not say what else a refused VMRUN stores; nor, of many exits, what EXITINFO1 and 2 hold.
         if self.code != reason::INVALID {
