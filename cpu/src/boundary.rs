@@ -194,7 +194,9 @@ impl Cpu {
             let linear = self.linear_ip(self.state.rip());
             let hit = self.code_breakpoints_at(linear);
             if hit != 0 {
-                self.deliver_exception(Exception { payload: hit, ..Exception::new(Vector::DB) });
+                // A trap that MOV SS holds back (on AMD) is reported with it: there is one #DB, not another in its handler.
+                let held_back = std::mem::take(&mut self.state.pending_debug) & 0x400f;
+                self.deliver_exception(Exception { payload: hit | held_back, ..Exception::new(Vector::DB) });
                 return Boundary::Again;
             }
         }

@@ -304,6 +304,24 @@ fn instruction_breakpoints_after_mov_ss() {
     }
 }
 
+/// AMD: MOV SS from watched memory, before an instruction with a breakpoint. One #DB reports both.
+#[test]
+fn a_data_breakpoint_of_mov_ss_joins_an_instruction_breakpoint() {
+    let mut c = system(64);
+    make_amd(&mut c);
+    poke64(&c, 0xc000, sel::DATA0 as u64);
+    c.state.set_gpr(regs::RBX, 0xc000);
+    c.state.dr[0] = 0xc000;
+    c.state.dr[1] = CODE + 2;
+    // DR0: reads and writes of two bytes; DR1: instructions.
+    c.write_dr7(1 << 1 | 1 << 3 | 0b0111 << 16);
+    // mov ss, [rbx]; nop; hlt
+    run(&mut c, &[0x8e, 0x13, 0x90, 0xf4], 100);
+    handled(&c, Vector::DB);
+    assert_eq!((peek64(&c, c.state.gpr(regs::RSP)), c.state.dr6 & 0xf), (CODE + 2, 3));
+    assert_eq!(c.state.pending_debug, 0);
+}
+
 #[test]
 fn sysret_traps_by_the_flag_it_loads() {
     let mut c = system(64);
