@@ -350,7 +350,7 @@ impl Cpu {
             self.state.shadow.sti = false;
             self.state.shadow.mov_ss = false;
             self.attention &= !attention::SHADOW;
-            self.attend(attention::INTERRUPT);
+            self.look_for_events();
         }
         if before.rf && !notes.rf_loaded && (!partial || !self.breakpoints.code) {
             self.state.set_flag(Rflags::RF, false);

@@ -308,7 +308,8 @@ pub struct Jump {
     pub op: Option<OpRef>,
 }
 
-/// Direct-mapped from RIP to ops; the entries of one page lie together so that INVLPG can drop them.
+/// From RIP to ops. Each has a place, and a second one beside it for what another has pushed out of its own; the entries of one page
+/// lie together so that INVLPG can drop them.
 pub struct JumpCache {
     entries: Box<[Jump; JumpCache::ENTRIES]>,
     pub generation: u64,
@@ -343,8 +344,20 @@ impl JumpCache {
         if e.rip == rip && e.tag == tag { e.op } else { None }
     }
 
+    /// What [`JumpCache::find`] did not find, if it is in its second place.
+    #[inline]
+    pub fn find_aside(&self, rip: u64, tag: u64) -> Option<OpRef> {
+        let e = &self.entries[(Self::slot(rip) ^ 1) % Self::ENTRIES];
+        if e.rip == rip && e.tag == tag { e.op } else { None }
+    }
+
     pub fn insert(&mut self, rip: u64, tag: u64, op: OpRef) {
-        self.entries[Self::slot(rip) % Self::ENTRIES] = Jump { rip, tag, op: Some(op) };
+        let slot = Self::slot(rip) % Self::ENTRIES;
+        let old = self.entries[slot];
+        if old.tag == tag && old.rip != rip {
+            self.entries[slot ^ 1] = old;
+        }
+        self.entries[slot] = Jump { rip, tag, op: Some(op) };
     }
 
     /// Drop the entries of the page of `rip`.

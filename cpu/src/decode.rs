@@ -209,6 +209,10 @@ impl Cpu {
             if mode.is64() {
                 drop_ignored_override(&mut insn);
             }
+            if insns.last().is_some_and(|last| last.mnemonic() == Mnemonic::Sti) && !hot::system::quiet(&insn) {
+                // STI's shadow wants a boundary.
+                break;
+            }
             at += insn.len();
             insns.push(insn);
             if second_page.is_some() || at >= room || self.ends_block(&insn) {
@@ -258,6 +262,10 @@ impl Cpu {
 
     /// Whether nothing may follow `insn` in its block.
     fn ends_block(&self, insn: &Instruction) -> bool {
+        !hot::system::goes_on(insn, self.mode) && self.general_form_ends_block(insn)
+    }
+
+    fn general_form_ends_block(&self, insn: &Instruction) -> bool {
         insn.is_invalid()
             || self.mode.has(Mode::LOCKS) && is_locked(insn)
             || match insn.flow_control() {
@@ -301,6 +309,13 @@ impl Cpu {
                 op.handler.set(handler);
                 (op.a, op.b) = (x, y);
             }
+        }
+        if !general
+            && let Some(handler) = hot::system::form(insn, b.mode, cx.next)
+            && let Some(op) = b.ops.last_mut()
+        {
+            op.handler.set(handler);
+            return false;
         }
         if !general
             && let Some(handler) = hot::string::repeated(insn, b.mode)
@@ -347,7 +362,7 @@ fn live_flags(insns: &[Instruction], looked_at: impl Fn(&Instruction) -> bool) -
 }
 
 /// Register-only instructions that can neither fault nor exit.
-fn is_silent(m: Mnemonic) -> bool {
+pub fn is_silent(m: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         m,

@@ -752,6 +752,13 @@ impl Cpu {
             self.performance_changed();
         }
         self.mode = Mode::of(self);
+        self.select_bank();
+        self.fetch_tag = self.space | (self.mode.0 as u64) << 16 | (self.state.cpl as u64) << 12 | 1 << 62;
+    }
+
+    /// Which translations accesses go by: CPL or EFLAGS.AC changed.
+    #[inline]
+    pub fn select_bank(&mut self) {
         let bank = if self.state.cpl == 3 {
             Bank::User
         } else if self.state.cr4.contains(Cr4::SMAP) && self.state.flag(Rflags::AC) {
@@ -762,7 +769,6 @@ impl Cpu {
         self.bank_index = bank as usize + if self.translations.guest { 3 } else { 0 };
         let bank = if self.tlb_bypassed() { BYPASS_BANK } else { self.bank_index };
         self.bank = self.tlb.bank_pointer(bank);
-        self.fetch_tag = self.space | (self.mode.0 as u64) << 16 | (self.state.cpl as u64) << 12 | 1 << 62;
     }
 
     /// Work out the paging mode and its rules from the control registers.

@@ -298,7 +298,8 @@ impl Cpu {
     pub fn shadow_after_sti(&mut self) {
         self.state.shadow.sti = true;
         self.notes.shadow_set = true;
-        self.attend(attention::SHADOW | attention::INTERRUPT);
+        self.attend(attention::SHADOW);
+        self.look_for_events();
     }
 
     /// Segments as a switch to virtual-8086 mode leaves them.
@@ -340,15 +341,11 @@ impl Cpu {
 
     /// The interrupted program's flags changed wholesale: look at everything that may follow.
     pub fn flags_loaded(&mut self) {
-        let mut bits = 0;
         if self.state.flag(Rflags::TF) || self.state.flag(Rflags::RF) {
-            bits |= attention::DEBUG;
+            self.attend(attention::DEBUG);
         }
         if self.state.flag(Rflags::IF) || self.state.flag(Rflags::VIF) {
-            bits |= attention::INTERRUPT;
-        }
-        if bits != 0 {
-            self.attend(bits);
+            self.look_for_events();
         }
     }
 }

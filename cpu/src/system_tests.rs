@@ -375,6 +375,18 @@ fn interrupts_wait_for_the_sti_shadow() {
     assert_eq!(peek64(&c, c.state.gpr(regs::RSP)), CODE + 2);
 }
 
+/// Nothing waits, and the instruction after STI is seen by no one: no boundary there, and none after CLI.
+#[test]
+fn a_block_goes_on_behind_sti() {
+    let mut c = system(64);
+    c.apic.svr = 0x1ff;
+    // cli; sti; nop; cli; sti; inc ecx; mov [rsp], eax; hlt
+    run(&mut c, &[0xfa, 0xfb, 0x90, 0xfa, 0xfb, 0xff, 0xc1, 0x89, 0x04, 0x24, 0xf4], 100);
+    assert_eq!(c.state.rip(), CODE + 11);
+    assert!(c.state.flag(Rflags::IF) && !c.state.shadow.sti);
+    assert_eq!(c.counters.blocks_decoded, 1);
+}
+
 #[test]
 fn nmi_is_blocked_until_iret() {
     let mut c = system(64);

@@ -280,8 +280,8 @@ fn observe(cpu: &Cpu) -> (Vec<u64>, u64, Vec<u8>) {
     (cpu.state.regs[..17].to_vec(), cpu.state.rflags() & Rflags::STATUS.bits(), data)
 }
 
-/// Run `code` of `count` instructions, and a jump that is appended, both ways from the state that `set` makes, and compare.
-fn compare(seed: u64, random: &mut Random, mut code: Vec<u8>, count: usize, set: impl Fn(&mut Cpu)) {
+/// Run `code` of `count` instructions, and a jump that is appended, both ways from the state that `set` makes, and compare. Both ends.
+fn compare(seed: u64, random: &mut Random, mut code: Vec<u8>, count: usize, set: impl Fn(&mut Cpu)) -> (Box<Cpu>, Box<Cpu>) {
     let text = code.clone();
     code.extend_from_slice(&[0xeb, 0x00]);
     let state = random.0;
@@ -300,6 +300,7 @@ fn compare(seed: u64, random: &mut Random, mut code: Vec<u8>, count: usize, set:
     assert_eq!(a.0, b.0, "registers, seed {seed}:\n{}", listing(&text));
     assert_eq!(a.1, b.1, "flags, seed {seed}:\n{}", listing(&text));
     assert!(a.2 == b.2, "memory, seed {seed}:\n{}", listing(&text));
+    (hot, general)
 }
 
 fn seeds(count: u64) -> impl Iterator<Item = (u64, Random)> {
@@ -381,6 +382,44 @@ fn bit_strings_equal_general_steps() {
             cpu.state.set_gpr(3, 0x88);
             cpu.state.set_gpr(7, DATA + 0x400);
         });
+    }
+}
+
+/// CLI, STI, SWAPGS, CLAC and STAC, with loads by GS and what may follow STI without a boundary or may not: at CPL 0 all of them go on.
+#[test]
+fn what_kernels_enter_and_leave_with() {
+    let pieces: [&[u8]; 9] = [
+        &[0xfa],
+        // STI, and a NOP, an INC, a load, a PUSH behind it.
+        &[0xfb, 0x0f, 0x1f, 0x44, 0x00, 0x00],
+        &[0xfb, 0xff, 0xc0],
+        &[0xfb, 0x8b, 0x07],
+        &[0xfb, 0x53],
+        &[0x0f, 0x01, 0xf8],
+        &[0x0f, 0x01, 0xca],
+        &[0x0f, 0x01, 0xcb],
+        // MOV RDX, GS:[0x10]
+        &[0x65, 0x48, 0x8b, 0x14, 0x25, 0x10, 0, 0, 0],
+    ];
+    for seed in 1..500 {
+        let mut random = Random(seed * 0x9e37_79b9);
+        let mut code = Vec::new();
+        for _ in 0..10 {
+            code.extend(pieces[random.below(9) as usize]);
+        }
+        let count = Decoder::new(64, &code, DecoderOptions::NONE).iter().count();
+        let set = |cpu: &mut Cpu| {
+            cpu.state.set_flag(Rflags::IF, seed % 2 == 0);
+            cpu.state.msrs.kernel_gs_base = DATA + 0x80;
+            let mut gs = *cpu.state.segment(SegReg::Gs);
+            gs.base = DATA + 0x40;
+            cpu.state.set_segment(SegReg::Gs, gs);
+        };
+        let (hot, general) = compare(seed, &mut random, code, count, set);
+        assert_eq!(hot.state.rflags(), general.state.rflags(), "seed {seed}");
+        assert_eq!(hot.state.segment(SegReg::Gs).base, general.state.segment(SegReg::Gs).base, "seed {seed}");
+        assert_eq!(hot.state.msrs.kernel_gs_base, general.state.msrs.kernel_gs_base, "seed {seed}");
+        assert!(!hot.state.shadow.sti, "seed {seed}");
     }
 }
 

@@ -73,7 +73,7 @@ impl Cpu {
             self.attend(attention::DEBUG);
         }
         if changed & value & (Rflags::IF | Rflags::VIF).bits() != 0 {
-            self.attend(attention::INTERRUPT);
+            self.look_for_events();
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod pinned;
 pub mod shift;
 pub mod simd;
 pub mod string;
+pub mod system;
 pub mod translate;
 
 pub use translate::translate;
@@ -179,11 +180,14 @@ fn link(cpu: &mut Cpu, op: OpRef) -> Flow {
     }
 }
 
-/// The jump cache does not know the block at RIP: look in the op cache, as long as that needs no more than look-ups. The run loop finds
-/// (or decodes) the rest.
+/// The block at RIP is not in its place in the jump cache: look in its second one, then in the op cache, as long as that needs no more than
+/// look-ups. The run loop finds (or decodes) the rest.
 #[cold]
 #[inline(never)]
 fn missed(cpu: &mut Cpu) -> Flow {
+    if let Some(target) = cpu.jumps.find_aside(cpu.state.rip(), cpu.fetch_tag) {
+        return go(cpu, target);
+    }
     match cpu.find_next() {
         Some(target) => go(cpu, target),
         None => None,

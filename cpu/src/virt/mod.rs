@@ -212,10 +212,15 @@ impl Cpu {
             || self.virt.vmx.vmcs.secondary(undervisor_vmx::controls::secondary::ENABLE_RDTSCP)
     }
 
+    /// Whether any interrupt or signal waits, whatever holds it back.
+    pub(crate) fn events_wait(&mut self) -> bool {
+        let s = &self.signals;
+        s.nmi || s.smi || s.init || s.sipi.is_some() || self.apic.requested() || self.external_requested()
+    }
+
     /// What can be taken at a boundary has changed: look, if anything waits.
     pub(crate) fn look_for_events(&mut self) {
-        let s = &self.signals;
-        if s.nmi || s.smi || s.init || s.sipi.is_some() || self.apic.requested() || self.external_requested() {
+        if self.events_wait() {
             self.attend(crate::cpu::attention::INTERRUPT);
         }
     }
