@@ -4,6 +4,7 @@
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use undervisor_core::{Efer, Model, Rflags, SegReg};
+use undervisor_cpu::run::RunExit;
 use undervisor_cpu::{Cpu, Shared};
 use undervisor_mmu::{GuestMemory, NullBus};
 
@@ -280,18 +281,19 @@ fn observe(cpu: &Cpu) -> (Vec<u64>, u64, Vec<u8>) {
     (cpu.state.regs[..17].to_vec(), cpu.state.rflags() & Rflags::STATUS.bits(), data)
 }
 
-/// Run `code` of `count` instructions, and a jump that is appended, both ways from the state that `set` makes, and compare. Both ends.
+/// Run `code` of `count` instructions, a jump and a HLT that are appended, both ways from the state that `set` makes, and compare. Both ends.
 fn compare(seed: u64, random: &mut Random, mut code: Vec<u8>, count: usize, set: impl Fn(&mut Cpu)) -> (Box<Cpu>, Box<Cpu>) {
     let text = code.clone();
-    code.extend_from_slice(&[0xeb, 0x00]);
+    // JMP to the next; HLT. (A limit on instructions close by would make blocks of one instruction each.)
+    code.extend_from_slice(&[0xeb, 0x00, 0xf4]);
     let state = random.0;
     let mut hot = machine(&mut Random(state), &code);
     let mut general = machine(&mut Random(state), &code);
     set(&mut hot);
     set(&mut general);
     let mut bus = NullBus;
-    hot.run(&mut bus, count as u64 + 1);
-    for _ in 0..count + 1 {
+    assert_eq!(hot.run(&mut bus, 100_000), RunExit::Idle, "seed {seed}: {}", listing(&text));
+    for _ in 0..count + 2 {
         general.step_general(&mut bus);
     }
     assert_eq!(hot.now(), general.now(), "seed {seed}: {}", listing(&text));
@@ -312,7 +314,9 @@ fn hot_blocks_equal_general_steps() {
     for (seed, mut random) in seeds(4000) {
         let length = 1 + random.below(12) as usize;
         let (code, count) = program(&mut random, length);
-        compare(seed, &mut random, code, count, |_| {});
+        let (hot, _) = compare(seed, &mut random, code, count, |_| {});
+        // The code, and HLT behind the jump.
+        assert_eq!(hot.counters.blocks_decoded, 2, "seed {seed}");
     }
 }
 
@@ -382,6 +386,48 @@ fn bit_strings_equal_general_steps() {
             cpu.state.set_gpr(3, 0x88);
             cpu.state.set_gpr(7, DATA + 0x400);
         });
+    }
+}
+
+/// Moves and arithmetic in few registers, so that most depend on the one before; their flags are made dead by a TEST at the end.
+#[test]
+fn dependent_steps_equal_general_steps() {
+    for (seed, mut random) in seeds(4000) {
+        let mut code = Vec::new();
+        let count = 12;
+        let few = [0, 3, 4, 6, 9, 13];
+        for _ in 0..count {
+            let wide = random.below(2) as u8 * 8;
+            let (r, m) = (few[random.below(6) as usize], few[random.below(6) as usize]);
+            let index = [0, 3, 6][random.below(3) as usize];
+            let rex = 0x40 | wide | r >> 3 << 2 | m >> 3;
+            let registers = 0xc0 | (r & 7) << 3 | m & 7;
+            match random.below(14) {
+                0 | 1 => code.extend([rex, 0x89, registers]),
+                2 | 3 => code.extend([rex, [0x01, 0x29, 0x31, 0x21, 0x09][random.below(5) as usize], registers]),
+                4 => code.extend([rex, 0x0f, 0xaf, registers]),
+                // ADD, OR, AND, SUB, XOR; ROL, ROR, SHL, SHR, SAR; MOV with an immediate.
+                5 => {
+                    let which = [0, 1, 4, 5, 6][random.below(5) as usize] << 3;
+                    code.extend([rex, 0x83, 0xc0 | which | m & 7, random.next() as u8]);
+                }
+                6 => {
+                    let which = [0, 1, 4, 5, 7][random.below(5) as usize] << 3;
+                    code.extend([rex, 0xc1, 0xc0 | which | m & 7, random.next() as u8]);
+                }
+                7 => code.extend([rex, 0xc7, 0xc0 | m & 7, 1, 2, 3, random.next() as u8]),
+                8 => code.extend([rex, 0xf7, 0xd0 | m & 7]),
+                9 => code.extend([rex, 0xff, 0xc0 | random.below(2) as u8 * 8 | m & 7]),
+                // LEA r, [m + 4 * index + 0x12] and [RIP + 0x40].
+                10 => code.extend([rex, 0x8d, 0x44 | (r & 7) << 3, 0x80 | index << 3 | m & 7, 0x12]),
+                11 => code.extend([rex, 0x8d, 0x05 | (r & 7) << 3, 0x40, 0, 0, 0]),
+                12 if wide != 0 => code.extend([rex, 0x63, registers]),
+                _ => code.extend([rex, 0x0f, 0xb6 | random.below(2) as u8, registers]),
+            }
+        }
+        code.extend([0x85, 0xc0]);
+        let (hot, _) = compare(seed, &mut random, code, count + 1, |_| {});
+        assert_eq!(hot.counters.blocks_decoded, 2, "seed {seed}");
     }
 }
 

@@ -28,8 +28,8 @@ pub struct Lead {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// MOV of registers, of 4 or 8 bytes.
-    Move(usize),
+    /// MOV to a register from another, of 4 or 8 bytes.
+    Move { to: u8, size: usize },
     Push,
     Pop,
 }
@@ -52,10 +52,10 @@ pub fn pair<A: Hot, B: Hot>(cpu: &mut Cpu, op: OpRef) -> Flow {
 pub type Move<T> = Mov<T, RegA, RegB>;
 
 impl Lead {
-    /// Bytes that the block's last op, if it is a move that may still be joined, moves.
-    pub fn move_size(b: &Builder) -> Option<usize> {
+    /// Where to, and how many bytes, the block's last op, if it is a move that may still be joined, moves.
+    pub fn moved(b: &Builder) -> Option<(u8, usize)> {
         match b.lead {
-            Some(Lead { kind: Kind::Move(size), first, .. }) if first + 1 == b.ops.len() => Some(size),
+            Some(Lead { kind: Kind::Move { to, size }, first, .. }) if first + 1 == b.ops.len() => Some((to, size)),
             _ => None,
         }
     }
@@ -78,8 +78,8 @@ impl Lead {
             Mnemonic::Push if plain => Kind::Push,
             Mnemonic::Pop if plain => Kind::Pop,
             Mnemonic::Mov if insn.op0_kind() == OpKind::Register && insn.op1_kind() == OpKind::Register => {
-                b.lead = match insn.op0_register().size() {
-                    size @ (4 | 8) => Some(Lead { kind: Kind::Move(size), first: at, count: 1 }),
+                b.lead = match (insn.op0_register().size(), slot(insn.op0_register())) {
+                    (size @ (4 | 8), Some(to)) => Some(Lead { kind: Kind::Move { to, size }, first: at, count: 1 }),
                     _ => None,
                 };
                 return;

@@ -2,16 +2,21 @@
 //! instruction's result goes to the next one's operand by a store and a load at fixed places. Only forms whose flags no one looks at,
 //! which the long computations are made of. (Loads and stores gain nothing: they wait for the TLB's look-up.)
 
+use std::marker::PhantomData;
+
 use iced_x86::{Instruction, Mnemonic as M, OpKind};
 
 use super::alu::{Add, Alu, AluOp, And, Or, Sub, Xor};
 use super::fuse::{Move, pair};
 use super::moves::Mov;
-use super::operand::{Imm, Reg};
-use super::shift::{Shift, kind};
+use super::operand::{Imm, Int, Place, Reg, Source};
+use super::shift::{self, Shift, kind};
 use super::translate::slot;
 use super::{Hot, hot};
-use crate::op::{Handler, Op};
+use crate::access::Fast;
+use crate::cpu::Cpu;
+use crate::dispatch::go;
+use crate::op::{Flow, Handler, Op, OpRef};
 
 macro_rules! by_register {
     ($n:expr, $r:ident => $e:expr) => {
@@ -67,25 +72,68 @@ macro_rules! sized {
     };
 }
 
-/// Handlers of an instruction: by itself, and together with a move of registers in the op before it.
+/// Handlers of an instruction: by itself, and together with a move of registers in the op before it, if that suits.
 pub struct Pinned {
     pub alone: Handler,
     pub after_move: Option<Handler>,
 }
 
-/// `H` alone and behind a move of `size` bytes.
-fn both<H: Hot>(size: Option<usize>) -> Pinned {
-    let after_move: Option<Handler> = match size {
-        Some(4) => Some(pair::<Move<u32>, H>),
+/// A move before the instruction, of so many bytes to that register.
+type Moved = Option<(u8, usize)>;
+
+/// `H` alone and behind a move.
+fn both<H: Hot>(moved: Moved) -> Pinned {
+    let after_move: Option<Handler> = match moved {
+        Some((_, 4)) => Some(pair::<Move<u32>, H>),
         Some(_) => Some(pair::<Move<u64>, H>),
         None => None,
     };
     Pinned { alone: hot::<H>, after_move }
 }
 
-/// The pinned handlers of `insn`, if it has any. `live`: status flags that someone may look at after it. `moved`: bytes that the move
-/// before it moves, if it may join that.
-pub fn pinned(op: &mut Op, insn: &Instruction, live: u64, moved: Option<usize>) -> Option<Pinned> {
+/// An operation of two operands, as [`onto`] wants it.
+trait Operation {
+    fn of<T: Int>(a: u64, b: u64) -> u64;
+}
+/// `O` without flags.
+struct Plain<O>(PhantomData<O>);
+impl<O: Alu> Operation for Plain<O> {
+    #[inline(always)]
+    fn of<T: Int>(a: u64, b: u64) -> u64 {
+        O::apply(a, b, 0)
+    }
+}
+/// A shift by an immediate.
+struct By<const K: u8>;
+impl<const K: u8> Operation for By<K> {
+    #[inline(always)]
+    fn of<T: Int>(a: u64, b: u64) -> u64 {
+        shift::apply::<T, K>(a, b as u32 & (T::BITS - 1))
+    }
+}
+
+/// MOV of `M` from register `b` to `A`, and `O` on `A` and `S` in the op after it: an operation of three operands. `S` is not `A`.
+fn onto<O: Operation, M: Int, T: Int, A: Place, S: Source>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    let second = op.following();
+    let copy = cpu.state.regs[op.b as usize] & M::MASK & T::MASK;
+    // Register forms never miss.
+    if let Ok(right) = S::get::<T, Fast>(cpu, second) {
+        let _ = A::put::<T, Fast>(cpu, second, O::of::<T>(copy, right) & T::MASK);
+    }
+    go(cpu, second.following())
+}
+
+/// [`onto`] for an instruction on register `a`, if the move before it was to that.
+fn onto_moved<O: Operation, T: Int, A: Place, S: Source>(a: u8, moved: Moved) -> Option<Handler> {
+    Some(match moved {
+        Some((to, 4)) if to == a => onto::<O, u32, T, A, S>,
+        Some((to, _)) if to == a => onto::<O, u64, T, A, S>,
+        _ => return None,
+    })
+}
+
+/// The pinned handlers of `insn`, if it has any. `live`: status flags that someone may look at after it.
+pub fn pinned(op: &mut Op, insn: &Instruction, live: u64, moved: Moved) -> Option<Pinned> {
     if insn.op_count() != 2 || insn.op0_kind() != OpKind::Register || insn.has_lock_prefix() {
         return None;
     }
@@ -127,11 +175,11 @@ pub fn pinned(op: &mut Op, insn: &Instruction, live: u64, moved: Option<usize>) 
                 M::Xor => immediate::<Xor>(size, a, moved),
                 M::And => immediate::<And>(size, a, moved),
                 M::Or => immediate::<Or>(size, a, moved),
-                M::Shl | M::Sal => shift::<{ kind::SHL }>(size, a, moved),
-                M::Shr => shift::<{ kind::SHR }>(size, a, moved),
-                M::Sar => shift::<{ kind::SAR }>(size, a, moved),
-                M::Rol => shift::<{ kind::ROL }>(size, a, moved),
-                M::Ror => shift::<{ kind::ROR }>(size, a, moved),
+                M::Shl | M::Sal => by_immediate::<{ kind::SHL }>(size, a, moved),
+                M::Shr => by_immediate::<{ kind::SHR }>(size, a, moved),
+                M::Sar => by_immediate::<{ kind::SAR }>(size, a, moved),
+                M::Rol => by_immediate::<{ kind::ROL }>(size, a, moved),
+                M::Ror => by_immediate::<{ kind::ROR }>(size, a, moved),
                 _ => None,
             }
         }
@@ -139,14 +187,24 @@ pub fn pinned(op: &mut Op, insn: &Instruction, live: u64, moved: Option<usize>) 
     }
 }
 
-fn registers<O: Alu>(size: usize, a: u8, b: u8, moved: Option<usize>) -> Option<Pinned> {
-    sized!(size, T => by_two!(a, b, A, B => both::<AluOp<O, T, A, B, false>>(moved)))
+fn registers<O: Alu>(size: usize, a: u8, b: u8, moved: Moved) -> Option<Pinned> {
+    let moved = moved.filter(|_| a != b);
+    sized!(size, T => by_two!(a, b, A, B => Pinned {
+        alone: hot::<AluOp<O, T, A, B, false>>,
+        after_move: onto_moved::<Plain<O>, T, A, B>(a, moved),
+    }))
 }
 
-fn immediate<O: Alu>(size: usize, a: u8, moved: Option<usize>) -> Option<Pinned> {
-    sized!(size, T => by_register!(a, A => both::<AluOp<O, T, A, Imm, false>>(moved)))
+fn immediate<O: Alu>(size: usize, a: u8, moved: Moved) -> Option<Pinned> {
+    sized!(size, T => by_register!(a, A => Pinned {
+        alone: hot::<AluOp<O, T, A, Imm, false>>,
+        after_move: onto_moved::<Plain<O>, T, A, Imm>(a, moved),
+    }))
 }
 
-fn shift<const K: u8>(size: usize, a: u8, moved: Option<usize>) -> Option<Pinned> {
-    sized!(size, T => by_register!(a, A => both::<Shift<T, A, Imm, K, false>>(moved)))
+fn by_immediate<const K: u8>(size: usize, a: u8, moved: Moved) -> Option<Pinned> {
+    sized!(size, T => by_register!(a, A => Pinned {
+        alone: hot::<Shift<T, A, Imm, K, false>>,
+        after_move: onto_moved::<By<K>, T, A, Imm>(a, moved),
+    }))
 }

@@ -41,7 +41,7 @@ impl<T: Int, D: Place, C: Source, const K: u8, const F: bool> Hot for Shift<T, D
 }
 
 #[inline(always)]
-fn apply<T: Int, const K: u8>(a: u64, n: u32) -> u64 {
+pub fn apply<T: Int, const K: u8>(a: u64, n: u32) -> u64 {
     let wide = |x: u64| if n > 63 { 0 } else { x };
     match K {
         kind::SHL => wide(a.wrapping_shl(n)) & T::MASK,

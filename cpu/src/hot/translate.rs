@@ -277,7 +277,7 @@ pub fn translate(b: &mut Builder, insn: &Instruction, index: usize, cx: &Context
     }
     let mut op = Op::new(stale);
     if mode.is64()
-        && let Some(both) = pinned::pinned(&mut op, insn, cx.live, Lead::move_size(b))
+        && let Some(both) = pinned::pinned(&mut op, insn, cx.live, Lead::moved(b))
     {
         op.handler.set(both.alone);
         if let Some(handler) = both.after_move {
