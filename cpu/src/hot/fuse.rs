@@ -29,7 +29,10 @@ pub struct Lead {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// MOV to a register from another, of 4 or 8 bytes.
-    Move { to: u8, size: usize },
+    Move {
+        to: u8,
+        size: usize,
+    },
     Push,
     Pop,
 }
