@@ -17,9 +17,9 @@ const DEFAULT_TIMEOUT: u64 = 90;
 /// Most output that is kept.
 const OUTPUT_LIMIT: usize = 16 << 20;
 
-/// What the guests of a configuration expect below them, which is KVM: its hypercalls, and that each debug exception sets DR6.BLD again,
-/// which processors with OS bus-lock detection leave to software.
-const BELOW: [(&str, &str); 2] = [("kvm_pv_ipi", "+kvm_pv_ipi"), ("bus_lock_detect", "-bus_lock_detect")];
+/// What the guests of a configuration expect below them, which is KVM: its hypercalls; that each debug exception sets DR6.BLD again,
+/// which processors with OS bus-lock detection leave to software; and no RDPRU, which it does not offer.
+const BELOW: [(&str, &str); 3] = [("kvm_pv_ipi", "+kvm_pv_ipi"), ("bus_lock_detect", "-bus_lock_detect"), ("rdpru", "-rdpru")];
 
 /// Models of QEMU's that tests name for what they lack, and that.
 const OLDER: [(&str, &[&str]); 1] = [("IvyBridge", &["-la57", "-smap", "-pku", "-invpcid"])];
@@ -143,8 +143,8 @@ mod tests {
             cpu(&with_cpu("IvyBridge,phys-bits=36,host-phys-bits=off,+vmx"), None, false),
             "max-intel,-la57,-smap,-pku,-invpcid,phys-bits=36,+vmx"
         );
-        assert_eq!(cpu(&with_cpu("max,-pku"), None, true), "max-intel,+kvm_pv_ipi,-bus_lock_detect,-pku");
-        assert_eq!(cpu(&Entry::default(), Some("max-amd,-kvm_pv_ipi"), true), "max-amd,-kvm_pv_ipi,-bus_lock_detect");
+        assert_eq!(cpu(&with_cpu("max,-pku"), None, true), "max-intel,+kvm_pv_ipi,-bus_lock_detect,-rdpru,-pku");
+        assert_eq!(cpu(&Entry::default(), Some("max-amd,-kvm_pv_ipi"), true), "max-amd,-kvm_pv_ipi,-bus_lock_detect,-rdpru");
         let amd = with_cpu("Opteron_G1,vendor=AuthenticAMD");
         assert!(other_vendor(&amd, Some("max-intel")).is_some());
         assert_eq!(other_vendor(&amd, Some("max-amd")), None);
