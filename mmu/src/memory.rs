@@ -103,6 +103,8 @@ pub struct GuestMemory {
     /// RAM from here to `low_size` has no ROM over it (nor has any above 4 GiB up to `high_end`): the quick part of `locate`.
     clear_from: Cell<u64>,
     high_end: u64,
+    /// RAM from 0 to here has no ROM over it, whatever `low` says of what follows.
+    conventional_end: u64,
     low: Cell<LowRouting>,
     /// Where `clear_from` is if `low` is all RAM.
     roms_end: u64,
@@ -147,6 +149,7 @@ impl GuestMemory {
         let roms_end =
             |from: u64, to: u64| ranges.iter().filter(|r| !r.writable && r.start < to && r.end > from).map(|r| r.end).max();
         let clear_from = roms_end(0, low_size).unwrap_or(0);
+        let conventional_end = if roms_end(0, ROUTED_START).is_none() { low_size.min(ROUTED_START) } else { 0 };
         let high_end = (1 << 32) + (ram_size - low_size);
         let high_end = if roms_end(1 << 32, high_end).is_some() { 0 } else { high_end };
         Ok(GuestMemory {
@@ -157,6 +160,7 @@ impl GuestMemory {
             low_size,
             clear_from: Cell::new(clear_from),
             high_end,
+            conventional_end,
             low: Cell::new(LowRouting::RAM),
             roms_end: clear_from,
         })
@@ -194,6 +198,9 @@ impl GuestMemory {
     #[cold]
     #[inline(never)]
     fn locate_slowly(&self, address: u64) -> Option<(u64, u64, bool)> {
+        if address < self.conventional_end {
+            return Some((self.conventional_end - address, address, true));
+        }
         if self.low.get() != LowRouting::RAM && address < ROUTED_END {
             return self.locate_routed(address);
         }
