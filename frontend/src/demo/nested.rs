@@ -413,7 +413,7 @@ fn exit(a: &mut CodeAssembler, image: &mut Builder, l: &mut L1) -> Result<(), Ic
 /// Print the table of exits and return.
 fn table(a: &mut CodeAssembler, image: &mut Builder, l: &L1, names: &[(u32, &str)]) -> Result<(), IcedError> {
     let multiple = undervisor_cpu::time::TSC_MULTIPLE as u32;
-    l.r.say(a, image, "\n    exit               count   instructions in L2 before it   in L1 to handle it\n")?;
+    l.r.say(a, image, "\n    exit               count    nanoseconds in L2 before it   in L1 to handle it\n")?;
     for &(reason, name) in names {
         let mut none = a.create_label();
         let at = |base: u64| qword_ptr(base + 8 * reason as u64);
