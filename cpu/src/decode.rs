@@ -288,7 +288,7 @@ impl Cpu {
             b.push_slow(row, insn, index);
             return row.ends;
         }
-        if b.mode.has(Mode::BUS_LOCKS) && bus_lock::locks(insn) {
+        if b.mode.has(Mode::BUS_LOCKS) && is_locked(insn) {
             let ends = exec::lookup(insn).is_none_or(|row| row.ends);
             b.push_slow(Row { function: bus_lock::counted, ends }, insn, index);
             return ends;
@@ -342,13 +342,7 @@ fn live_flags(insns: &[Instruction], looked_at: impl Fn(&Instruction) -> bool) -
     let mut out = vec![ALL; insns.len()];
     for (i, insn) in insns.iter().enumerate().rev() {
         out[i] = live;
-        let touches_memory =
-            (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Memory) && insn.mnemonic() != Mnemonic::Lea;
-        let silent = !touches_memory
-            && insn.flow_control() == FlowControl::Next
-            && insn.stack_pointer_increment() == 0
-            && !insn.is_privileged()
-            && is_silent(insn.mnemonic());
+        let silent = is_silent(insn);
         live = if silent { (live & !status(insn.rflags_modified())) | status(insn.rflags_read()) } else { ALL };
         // A shift by CL may leave the flags as they were.
         if silent && matches!(insn.op1_kind(), OpKind::Register) && insn.op1_register() == Register::CL {
@@ -361,8 +355,17 @@ fn live_flags(insns: &[Instruction], looked_at: impl Fn(&Instruction) -> bool) -
     out
 }
 
-/// Register-only instructions that can neither fault nor exit.
-pub fn is_silent(m: Mnemonic) -> bool {
+/// Register-only instructions that can neither fault nor exit. (Loads of segment registers can, but end their blocks.)
+pub fn is_silent(insn: &Instruction) -> bool {
+    let memory = (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Memory);
+    (!memory || matches!(insn.mnemonic(), Mnemonic::Lea | Mnemonic::Nop))
+        && insn.flow_control() == FlowControl::Next
+        && insn.stack_pointer_increment() == 0
+        && !insn.is_privileged()
+        && has_silent_form(insn.mnemonic())
+}
+
+fn has_silent_form(m: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         m,

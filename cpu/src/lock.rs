@@ -21,13 +21,14 @@ use crate::op::{Flow, Op, OpRef};
 /// Bytes that a lock can cover without a bus lock.
 const LINE: u64 = 64;
 
-/// Whether an instruction makes a locked access to memory: XCHG does without the prefix.
+/// Whether an instruction makes a locked access to memory: XCHG does without the prefix. (AMD's LOCK MOV CR0 is no access.)
 pub fn is_locked(insn: &Instruction) -> bool {
-    insn.has_lock_prefix()
-        || insn.mnemonic() == Mnemonic::Xchg && (insn.op0_kind() == OpKind::Memory || insn.op1_kind() == OpKind::Memory)
+    insn.op0_kind() == OpKind::Memory && (insn.has_lock_prefix() || insn.mnemonic() == Mnemonic::Xchg)
+        || insn.mnemonic() == Mnemonic::Xchg && insn.op1_kind() == OpKind::Memory
 }
 
-fn is_split(linear: u64, size: usize) -> bool {
+/// Whether an access crosses lines.
+pub fn is_split(linear: u64, size: usize) -> bool {
     linear % LINE + size as u64 > LINE
 }
 
@@ -106,13 +107,18 @@ fn probe<const A: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     hot::leave(cpu, op)
 }
 
+/// The general form of an instruction.
+pub fn general(cpu: &mut Cpu, insn: &Instruction) -> Exec {
+    match exec::lookup(insn) {
+        Some(row) => (row.function)(cpu, insn),
+        None => exec::undefined(cpu, insn),
+    }
+}
+
 /// A locked instruction in [`Mode::LOCKS`], and what its completion leads to.
 pub fn execute(cpu: &mut Cpu, insn: &Instruction) -> Exec {
     cpu.notes.locked = None;
-    match exec::lookup(insn) {
-        Some(row) => (row.function)(cpu, insn)?,
-        None => return exec::undefined(cpu, insn),
-    }
+    general(cpu, insn)?;
     if let Some((linear, size)) = cpu.notes.locked.take() {
         cpu.locked(linear, size);
     }

@@ -1,7 +1,7 @@
 //! What kernels do on the way in and out: CLI, STI, SWAPGS, CLAC, STAC. Each stands in front of the general form, in the same op, and leaves
 //! to it whatever is not the common case; after it the block goes on, where the general form ends it.
 
-use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind};
+use iced_x86::{Instruction, Mnemonic, OpKind};
 use undervisor_core::regs::SEG_BASE;
 use undervisor_core::{Rflags, SegReg};
 
@@ -20,15 +20,8 @@ pub fn goes_on(insn: &Instruction, mode: Mode) -> bool {
 
 /// Whether `insn` can neither fault nor exit, so that no one sees whether it runs in an interrupt shadow.
 pub fn quiet(insn: &Instruction) -> bool {
-    let memory = (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Memory);
-    let accesses = memory && !matches!(insn.mnemonic(), Mnemonic::Lea | Mnemonic::Nop);
-    let special = (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Register && !insn.op_register(n).is_gpr());
-    !insn.is_invalid()
-        && !insn.has_lock_prefix()
-        && insn.flow_control() == FlowControl::Next
-        && is_silent(insn.mnemonic())
-        && !accesses
-        && !special
+    let plain = |n| insn.op_kind(n) != OpKind::Register || insn.op_register(n).is_gpr();
+    is_silent(insn) && !insn.is_invalid() && !insn.has_lock_prefix() && (0..insn.op_count()).all(plain)
 }
 
 /// The handler to stand in front of the general form of `insn`. `next`: the instruction after it in its block.
